@@ -1,0 +1,289 @@
+"""The selective scan of Mamba (Gu and Dao 2023, algorithm 2): a diagonal linear recurrence with data-dependent steps.
+
+    h[t] = keep[t] exp(dt[t] A) h[t-1] + dt[t] B[t] x[t]        y[t] = C[t] . h[t] + D x[t]
+
+`keep[t]` is 0 where a new document begins, else 1. The input enters by Euler's rule (dt B x), as in the published
+code, not by the zero-order hold of the paper's equation 4. Three forms compute the same values and gradients:
+
+`associative`  `lax.associative_scan` over chunks: logarithmic depth, memory of a chunk of states. For accelerators.
+`sequential`   `lax.scan` differentiated by jax: saves every state. The plainest.
+`chunked`      a sequential loop with its derivative written out: saves the states at chunk boundaries only and
+               recomputes the others chunk by chunk. The fastest on a CPU, by far the least memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from hybrid.ops.forms import accumulator, by_platform, lookup
+from hybrid.validation import ConfigError
+
+
+def selective_scan(
+    x: jax.Array,
+    dt: jax.Array,
+    A: jax.Array,
+    B: jax.Array,
+    C: jax.Array,
+    D: jax.Array | None = None,
+    *,
+    initial_state: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+    previous_segment: jax.Array | None = None,
+    form: str = "auto",
+    chunk: int | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Outputs (batch, length, d_inner) in the dtype of x, and the last state (batch, d_inner, d_state).
+
+    x, dt: (batch, length, d_inner), dt positive. A: (d_inner, d_state), negative. B, C: (batch, length, d_state).
+    D: (d_inner,), the skip. initial_state: (batch, d_inner, d_state), zeros if None. segment_ids: (batch, length);
+    the state entering position t is dropped where segment_ids[t] differs from segment_ids[t-1]. previous_segment:
+    (batch,), the segment of the position before this call, which decides the same at t = 0; without it the initial
+    state is always used. form: `associative`, `sequential`, `chunked`, or `auto`, which goes by platform. chunk:
+    positions per chunk (`sequential` has none); None chooses.
+
+    States are at least float32, and so is the last state. Positions with dt = 0 leave the state as it was.
+    """
+    batch, length, d_inner = x.shape
+    dtype = accumulator(x, dt, A, B, C)
+    if initial_state is None:
+        initial_state = jnp.zeros((batch, d_inner, A.shape[1]), dtype)
+    if chunk is not None and chunk < 1:
+        raise ConfigError("chunk", f"{chunk} is not allowed; must be at least 1")
+    function, default_chunk = _FORMS[by_platform(_AUTO)] if form == "auto" else lookup(_FORMS, form)
+    if length == 0:
+        return x, initial_state.astype(dtype)
+    keep = None if segment_ids is None else keep_mask(segment_ids, previous_segment).astype(dtype)
+    state = initial_state.astype(dtype).swapaxes(1, 2)
+    y, state = function(min(chunk or default_chunk, length), _Inputs(x, dt, A.astype(dtype).T, B, C, keep), state)
+    if D is not None:
+        y = y + D.astype(dtype) * x
+    return y.astype(x.dtype), state.swapaxes(1, 2)
+
+
+def selective_scan_reference(
+    x, dt, A, B, C, D=None, *, initial_state=None, segment_ids=None, previous_segment=None
+) -> tuple[jax.Array, jax.Array]:
+    """The definition, one position and one document boundary at a time."""
+    batch, length, d_inner = x.shape
+    h = jnp.zeros((batch, d_inner, A.shape[1]), x.dtype) if initial_state is None else initial_state
+    outputs = []
+    for t in range(length):
+        if segment_ids is not None:
+            before = previous_segment if t == 0 else segment_ids[:, t - 1]
+            if before is not None:
+                h = jnp.where((before == segment_ids[:, t])[:, None, None], h, 0)
+        h = jnp.exp(dt[:, t, :, None] * A) * h + (dt[:, t] * x[:, t])[:, :, None] * B[:, t, None, :]
+        outputs.append(jnp.sum(C[:, t, None, :] * h, axis=-1))
+    y = jnp.stack(outputs, axis=1)
+    return (y if D is None else y + D * x), h
+
+
+def keep_mask(segment_ids: jax.Array, previous_segment: jax.Array | None = None) -> jax.Array:
+    """(batch, length) bool: False where the document of a position is not that of the position before it."""
+    before = segment_ids[:, 0] if previous_segment is None else previous_segment
+    return segment_ids == jnp.concatenate([before[:, None], segment_ids[:, :-1]], axis=1)
+
+
+class _Inputs(NamedTuple):
+    """What the forms get. Channels are last everywhere, so that they fill the vector lanes."""
+
+    x: jax.Array  # (batch, length, d_inner)
+    dt: jax.Array  # (batch, length, d_inner)
+    A: jax.Array  # (d_state, d_inner)
+    B: jax.Array  # (batch, length, d_state)
+    C: jax.Array  # (batch, length, d_state)
+    keep: jax.Array | None  # (batch, length) 0 or 1; None: one document
+
+
+# A form: (chunk, inputs, state (batch, d_state, d_inner)) -> outputs (batch, length, d_inner), last state.
+_Form = Callable[[int, _Inputs, jax.Array], tuple[jax.Array, jax.Array]]
+
+
+def _decay(dt: jax.Array, A: jax.Array, keep: jax.Array | None) -> jax.Array:
+    """exp(dt A), zero where a document begins: (..., d_inner) -> (..., d_state, d_inner).
+
+    The product with a mask, not exp of minus infinity: the gradient of the latter is not a number.
+    """
+    decay = jnp.exp(dt[..., None, :] * A)
+    return decay if keep is None else decay * keep[..., None, None]
+
+
+def _drive(x: jax.Array, dt: jax.Array, B: jax.Array) -> jax.Array:
+    """dt B x: (..., d_state, d_inner)."""
+    return (dt * x)[..., None, :] * B[..., :, None]
+
+
+def _associative(chunk: int, inputs: _Inputs, state: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Chunks one after another, an associative scan in each, recomputed in the backward pass."""
+    A, dtype = inputs.A, state.dtype
+    length = inputs.x.shape[1]
+    chunks = -(-length // chunk)
+
+    def cut(array: jax.Array, fill: int = 0) -> jax.Array:  # (batch, length, ...) -> (chunks, batch, chunk, ...)
+        widths = [(0, 0), (0, chunks * chunk - length)] + [(0, 0)] * (array.ndim - 2)
+        padded = jnp.pad(array, widths, constant_values=fill)
+        return padded.reshape(array.shape[0], chunks, chunk, *array.shape[2:]).swapaxes(0, 1)
+
+    def combine(first, second):
+        (a1, b1), (a2, b2) = first, second
+        return a1 * a2, a2 * b1 + b2
+
+    @jax.checkpoint
+    def body(h, part):
+        x, dt, B, C, keep = part
+        x, dt, B, C = (array.astype(dtype) for array in (x, dt, B, C))
+        decay, drive = _decay(dt, A, keep), _drive(x, dt, B)
+        drive = drive.at[:, 0].add(decay[:, 0] * h)
+        _, states = lax.associative_scan(combine, (decay, drive), axis=1)
+        return states[:, -1], jnp.einsum("btnd,btn->btd", states, C)
+
+    # Padded positions leave the state as it was: dt = 0 and keep = 1.
+    keep = None if inputs.keep is None else cut(inputs.keep, fill=1)
+    state, y = lax.scan(body, state, (*map(cut, (inputs.x, inputs.dt, inputs.B, inputs.C)), keep))
+    y = y.swapaxes(0, 1).reshape(inputs.x.shape[0], chunks * chunk, -1)
+    return y[:, :length], state
+
+
+def _sequential(chunk: int, inputs: _Inputs, state: jax.Array) -> tuple[jax.Array, jax.Array]:
+    del chunk
+    A, dtype = inputs.A, state.dtype
+
+    def body(h, part):
+        x, dt, B, C, keep = part
+        x, dt, B, C = (array.astype(dtype) for array in (x, dt, B, C))
+        h = _decay(dt, A, keep) * h + _drive(x, dt, B)
+        return h, jnp.einsum("bnd,bn->bd", h, C)
+
+    over_time = (inputs.x, inputs.dt, inputs.B, inputs.C, inputs.keep)
+    state, y = lax.scan(body, state, jax.tree.map(lambda array: array.swapaxes(0, 1), over_time))
+    return y.swapaxes(0, 1), state
+
+
+# --- chunked ---------------------------------------------------------------------------------------------------------
+# Written for XLA's CPU backend. Time is indexed in place (no transposed copies), contractions are dots (a reduction in
+# a small loop body costs tens of microseconds of thread hand-off), and loops are not unrolled (the compiler would
+# recompute the exponentials in every fusion).
+
+
+class _Position(NamedTuple):
+    """The inputs at one position, in the dtype of the state."""
+
+    x: jax.Array  # (batch, d_inner)
+    dt: jax.Array  # (batch, d_inner)
+    B: jax.Array  # (batch, d_state)
+    C: jax.Array  # (batch, d_state)
+    keep: jax.Array | None  # (batch,)
+
+
+def _at(array: jax.Array, t: jax.Array) -> jax.Array:
+    return lax.dynamic_index_in_dim(array, t, axis=1, keepdims=False)
+
+
+def _put(array: jax.Array, value: jax.Array, t: jax.Array | int, axis: int = 1) -> jax.Array:
+    return lax.dynamic_update_index_in_dim(array, value.astype(array.dtype), t, axis)
+
+
+def _position(inputs: _Inputs, t: jax.Array, dtype: jnp.dtype) -> _Position:
+    x, dt, B, C = (_at(array, t).astype(dtype) for array in (inputs.x, inputs.dt, inputs.B, inputs.C))
+    return _Position(x, dt, B, C, None if inputs.keep is None else _at(inputs.keep, t))
+
+
+def _advance(h: jax.Array, A: jax.Array, p: _Position) -> jax.Array:
+    return _decay(p.dt, A, p.keep) * h + _drive(p.x, p.dt, p.B)
+
+
+def _forward_loop(chunk: int, inputs: _Inputs, state: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Outputs, last state, and the states that enter the chunks (chunks, batch, d_state, d_inner)."""
+    length, dtype = inputs.x.shape[1], state.dtype
+    chunks = -(-length // chunk)
+
+    def position(t, carry):
+        h, y = carry
+        p = _position(inputs, t, dtype)
+        h = _advance(h, inputs.A, p)
+        return h, _put(y, jnp.einsum("bnd,bn->bd", h, p.C), t)
+
+    def one_chunk(i, carry):
+        h, y, entering = carry
+        entering = _put(entering, h, i, axis=0)
+        h, y = lax.fori_loop(i * chunk, jnp.minimum((i + 1) * chunk, length), position, (h, y))
+        return h, y, entering
+
+    entering = jnp.zeros((chunks, *state.shape), dtype)
+    state, y, entering = lax.fori_loop(0, chunks, one_chunk, (state, jnp.zeros(inputs.x.shape, dtype), entering))
+    return y, state, entering
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _chunked(chunk: int, inputs: _Inputs, state: jax.Array) -> tuple[jax.Array, jax.Array]:
+    y, state, _ = _forward_loop(chunk, inputs, state)
+    return y, state
+
+
+def _chunked_forward(chunk, inputs, state):
+    y, state, entering = _forward_loop(chunk, inputs, state)
+    return (y, state), (inputs, entering)
+
+
+def _chunked_backward(chunk, saved, cotangents):
+    inputs, entering = saved
+    dy, g = cotangents
+    A, dtype, length = inputs.A, entering.dtype, inputs.x.shape[1]
+    chunks = entering.shape[0]
+
+    def one_chunk(k, carry):
+        i = chunks - 1 - k
+        start = i * chunk
+        steps = jnp.minimum(chunk, length - start)
+
+        def refill(j, states):  # states[j] enters position start + j
+            h = _advance(lax.dynamic_index_in_dim(states, j, 0, keepdims=False), A, _position(inputs, start + j, dtype))
+            return _put(states, h, j + 1, axis=0)
+
+        def position(k, carry):
+            g, dA, grads = carry  # g: cotangent of the state that leaves the position
+            j = steps - 1 - k
+            t = start + j
+            p, dy_t = _position(inputs, t, dtype), _at(dy, t).astype(dtype)
+            before = lax.dynamic_index_in_dim(states, j, 0, keepdims=False)
+            after = lax.dynamic_index_in_dim(states, j + 1, 0, keepdims=False)
+            g = g + p.C[:, :, None] * dy_t[:, None, :]
+            gB = jnp.einsum("bnd,bn->bd", g, p.B)
+            dB = jnp.einsum("bnd,bd->bn", g, p.dt * p.x)
+            dC = jnp.einsum("bnd,bd->bn", after, dy_t)
+            g = g * _decay(p.dt, A, p.keep)
+            q = g * before  # derivative of dt A
+            ddt = p.x * gB + jnp.einsum("bnd,nd->bd", q, A)
+            dA = dA + q * p.dt[:, None, :]
+            grads = tuple(_put(array, value, t) for array, value in zip(grads, (p.dt * gB, ddt, dB, dC), strict=True))
+            return g, dA, grads
+
+        g, dA, grads, states = carry
+        states = lax.fori_loop(0, steps, refill, _put(states, entering[i], 0, axis=0))
+        g, dA, grads = lax.fori_loop(0, steps, position, (g, dA, grads))
+        return g, dA, grads, states
+
+    grads = tuple(jnp.zeros_like(array) for array in (inputs.x, inputs.dt, inputs.B, inputs.C))
+    states = jnp.zeros((chunk + 1, *g.shape), dtype)
+    g, dA, (dx, ddt, dB, dC), _ = lax.fori_loop(0, chunks, one_chunk, (g, jnp.zeros_like(g), grads, states))
+    keep = None if inputs.keep is None else jnp.zeros_like(inputs.keep)
+    return _Inputs(dx, ddt, dA.sum(0), dB, dC, keep), g
+
+
+_chunked.defvjp(_chunked_forward, _chunked_backward)
+
+# name -> form and its default chunk. 32 positions of 16 x 512 float32 states are 1 MiB: they stay in the L2 cache.
+_FORMS: dict[str, tuple[_Form, int]] = {
+    "associative": (_associative, 256),
+    "sequential": (_sequential, 1),
+    "chunked": (_chunked, 32),
+}
+FORMS = tuple(_FORMS)
+_AUTO = {"cpu": "chunked", "other": "associative"}
