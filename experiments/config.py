@@ -1,0 +1,336 @@
+"""One run as frozen dataclasses: the border where a ConfigDict ends. Below it everything is checked. No jax.
+
+`trial_from(mapping)` takes the nested plain values of a config (as a person wrote them, or as config.json keeps them)
+and gives a Trial or raises ConfigError with the full name of the field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from hybrid.accounting import parameters
+from hybrid.config import ModelConfig, as_plain
+from hybrid.placement import place
+from hybrid.validation import (
+    Checked,
+    ConfigError,
+    NaturalFloat,
+    NaturalInt,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    at_least,
+    build,
+    nearest,
+    plain,
+    unknown,
+    within,
+)
+
+
+@dataclass(frozen=True)
+class DataConfig(Checked):
+    """What is read. Lengths in tokens."""
+
+    source: str
+    """shakespeare, movie-reviews, stdlib, folder, or tfds:NAME (experiments/data/sources.py)."""
+    seq_len: PositiveInt
+    batch_size: PositiveInt
+    """Sequences a step, over all devices."""
+    tokenizer: Literal["bytes", "bpe"] = "bytes"
+    vocab_size: Annotated[int, at_least(258)] | None = None
+    """Of a BPE; bytes have 257."""
+    packing: Literal["windows", "documents"] = "windows"
+    """`windows`: plain windows of the token stream; `documents`: the same with documents kept apart."""
+    folder: str = ""
+    """Of the source `folder`."""
+    feature: str = "text"
+    """The feature of a tfds data set that holds its text."""
+    split_seed: NaturalInt = 0
+
+    def check(self) -> None:
+        if self.tokenizer == "bpe" and self.vocab_size is None:
+            raise ConfigError("vocab_size", "must be given for the bpe tokenizer")
+        if self.tokenizer == "bytes" and self.vocab_size is not None:
+            raise ConfigError("vocab_size", f"{self.vocab_size} is not allowed; bytes have a vocabulary of their own")
+        if self.vocab_size is not None and self.vocab_size > 65536:
+            raise ConfigError("vocab_size", f"{self.vocab_size} is not allowed; must be at most 65536")
+        if (self.source == "folder") != bool(self.folder):
+            raise ConfigError("folder", f"{self.folder!r} is not allowed; belongs to the source 'folder', and it to it")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig(Checked):
+    """AdamW with warm-up. Steps are optimizer steps."""
+
+    learning_rate: PositiveFloat
+    weight_decay: NaturalFloat = 0.1
+    schedule: Literal["constant", "cosine", "wsd"] = "cosine"
+    warmup_steps: NaturalInt = 0
+    decay_fraction: Annotated[float, within(0, 1.0000001)] = 0.2
+    """Share of the steps in which `wsd` decays."""
+    final_fraction: Annotated[float, within(0, 1.0000001)] = 0.1
+    """The last learning rate as a share of the highest."""
+    b1: Probability = 0.9
+    b2: Probability = 0.95
+    eps: PositiveFloat = 1e-8
+    clip_norm: PositiveFloat | None = 1.0
+    accumulate: PositiveInt = 1
+    """Parts that a batch is cut into, one after another, to save memory; the gradient is that of the whole."""
+
+
+@dataclass(frozen=True)
+class TrainConfig(Checked):
+    steps: PositiveInt
+    log_every: PositiveInt = 10
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(Checked):
+    every: PositiveInt
+    """Steps between evaluations on the validation split; the last step is always one."""
+    sequences: PositiveInt = 64
+    """Sequences of seq_len tokens that an evaluation reads."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig(Checked):
+    every: PositiveInt
+    """Steps between checkpoints; the last step is always one."""
+    keep: PositiveInt = 2
+
+
+@dataclass(frozen=True)
+class MeshConfig(Checked):
+    """Devices along each axis; their product is the number of devices used."""
+
+    data: PositiveInt = 1
+    fsdp: PositiveInt = 1
+    tensor: PositiveInt = 1
+    sequence: PositiveInt = 1
+    expert: PositiveInt = 1
+
+
+@dataclass(frozen=True)
+class TrackingConfig(Checked):
+    """W&B, a mirror of the run folders."""
+
+    mode: Literal["auto", "offline", "online", "off"] = "auto"
+    """`auto`: online when there is a key, else offline."""
+    project: str = "hybrid"
+    entity: str = ""
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StudyConfig(Checked):
+    """What the trials are compared for; no part of any trial's identity."""
+
+    name: str = "study"
+    seeds: PositiveInt = 3
+    """Seeds of each arm at its chosen rate, the tuning run's own included."""
+    baseline: str = ""
+    """The arm that the others are compared with; empty: the first."""
+    tune: tuple[str, ...] = ("optimizer.learning_rate",)
+    """Fields that are chosen for each arm on validation, not compared."""
+    score: Literal["bits_per_byte", "loss"] = "bits_per_byte"
+
+
+@dataclass(frozen=True)
+class Trial(Checked):
+    """One run. Its identity is what can change its result (`identity`)."""
+
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    checkpoint: CheckpointConfig
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
+    seed: NaturalInt = 0
+    arm: str = ""
+    """The architecture's name in tables; empty: made from its pattern."""
+    placement: str = ""
+    """The word that placed the attention, where one did."""
+
+    def check(self) -> None:
+        if self.optimizer.warmup_steps > self.train.steps:
+            allowed = f"at most train.steps = {self.train.steps}"
+            raise ConfigError("optimizer.warmup_steps", f"{self.optimizer.warmup_steps} is not allowed; {allowed}")
+        self._check_batch()
+        self._check_traits()
+
+    def _check_batch(self) -> None:
+        batch, parts, mesh = self.data.batch_size, self.optimizer.accumulate, self.mesh
+        shards = mesh.data * mesh.fsdp
+        if batch % parts:
+            raise ConfigError("optimizer.accumulate", f"{parts} is not allowed; must divide data.batch_size = {batch}")
+        if (batch // parts) % shards:
+            problem = f"{batch} is not allowed; a part of {batch // parts} must be a multiple of {shards} devices"
+            raise ConfigError("data.batch_size", f"{problem} (mesh.data x mesh.fsdp)")
+        for axis in ("sequence", "expert"):
+            if getattr(mesh, axis) != 1:
+                raise ConfigError(f"mesh.{axis}", f"{getattr(mesh, axis)} is not allowed; only 1 is built yet")
+
+    def _check_traits(self) -> None:
+        longest = [(self.model.max_length, "model.max_length")]
+        for kind, view in self.model.kinds():
+            traits = kind.traits(view)
+            longest.append((traits.max_length, f"the longest sequence of {kind.group}"))
+            if self.data.packing == "documents" and traits.packing == "refused":
+                raise ConfigError("data.packing", f"'documents' is not allowed; {kind.group} mixes packed documents")
+            if not traits.causal:
+                raise ConfigError(
+                    "model.pattern", f"{kind.symbol} ({kind.group}) sees later tokens; not for next tokens"
+                )
+        for length, name in longest:
+            if length is not None and length < self.data.seq_len:
+                raise ConfigError("data.seq_len", f"{self.data.seq_len} is not allowed; {name} is {length}")
+
+
+@dataclass(frozen=True)
+class Placed(Checked):
+    """The fields of `model` that write its pattern (hybrid.placement.place)."""
+
+    mixers: PositiveInt
+    base: str
+    insert: str = "A"
+    ratio: str | float | None = None
+    count: NaturalInt | None = None
+    placement: str | tuple[int, ...] = "even"
+    channel: str | None = None
+    channel_where: Literal["after", "even"] = "after"
+    offset: NaturalInt | None = None
+    period: PositiveInt | None = None
+
+
+@dataclass(frozen=True)
+class Match(Checked):
+    """Equal budgets: `by` is chosen so that the model has `parameters`, within `tolerance`, in steps of `multiple`."""
+
+    parameters: PositiveInt
+    by: Literal["d_ff", "d_model"] = "d_ff"
+    tolerance: PositiveFloat = 0.03
+    multiple: PositiveInt = 8
+
+
+def trial_from(values: Mapping[str, Any]) -> Trial:
+    """A Trial from plain nested values; raises ConfigError with the field's full name."""
+    names = [f.name for f in dataclasses.fields(Trial)]
+    for name in values:
+        if name not in names:
+            raise unknown(name, name, names)
+    for name in ("model", "data", "optimizer", "train", "evaluate", "checkpoint"):
+        if not isinstance(values.get(name), Mapping):
+            raise ConfigError(name, "must be given, as a group of fields")
+    data = build(DataConfig, values["data"], "data")
+    try:
+        model, placement = model_from(values["model"], data)
+    except ConfigError as error:
+        raise error.within("model") from None
+    given = {"placement": placement, **{k: v for k, v in values.items() if k != "placement" or v}}
+    return build(Trial, {**given, "model": model, "data": data})
+
+
+def model_from(values: Mapping[str, Any], data: DataConfig) -> tuple[ModelConfig, str]:
+    """(model, the word of its placement or ''): patterns placed, vocabulary from the data, parameters matched."""
+    from experiments.data import vocab_size
+
+    fields = dict(values)
+    names = [f.name for f in dataclasses.fields(Placed)]
+    placing = {name: fields.pop(name) for name in names if name in fields}
+    given = {name: value for name, value in placing.items() if value is not None and value != ""}
+    word = ""
+    if fields.get("pattern"):
+        if given:
+            raise ConfigError(next(iter(given)), "is not allowed beside pattern; give one or the other")
+    elif "mixers" in given:
+        placed = build(Placed, given)
+        fields["pattern"], word = _place(placed)
+    else:
+        problem = "must be given (or mixers, base, insert, ratio or count, placement)"
+        raise ConfigError("pattern", problem + nearest("pattern", [n for n in fields if n != "pattern"]))
+    match = fields.pop("match", None)
+    if fields.get("vocab_size") is None:
+        fields["vocab_size"] = vocab_size(data)
+    if match is None:
+        return ModelConfig(**fields), word
+    return matched(fields, build(Match, match, "match")), word
+
+
+def _place(placed: Placed) -> tuple[str, str]:
+    where = placed.placement
+    words = {"ratio": placed.ratio, "count": placed.count, "offset": placed.offset, "period": placed.period}
+    options = {name: value for name, value in words.items() if value is not None}
+    channels: dict[str, Any] = {"channel": placed.channel, "channel_where": placed.channel_where}
+    written = place(placed.mixers, placed.base, placed.insert, where=where, **options, **channels)
+    return written, where if isinstance(where, str) else "indices"
+
+
+def matched(fields: Mapping[str, Any], match: Match) -> ModelConfig:
+    """The ModelConfig whose `match.by` brings its parameters nearest to the wanted number (they grow with it)."""
+
+    def make(units: int) -> ModelConfig:
+        return ModelConfig(**{**fields, match.by: units * match.multiple})
+
+    def size(units: int) -> int:
+        return parameters(make(units)).total
+
+    low, high = 1, 2
+    while size(high) < match.parameters and high < 2**16:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if size(middle) <= match.parameters else (low, middle)
+    best = min((low, high), key=lambda units: abs(size(units) - match.parameters))
+    if abs(size(best) / match.parameters - 1) > match.tolerance:
+        reach = f"nearest is {size(best)} at {match.by} = {best * match.multiple}"
+        raise ConfigError("match.parameters", f"{match.parameters} cannot be reached by {match.by}; {reach}")
+    return make(best)
+
+
+# --- identity ---------------------------------------------------------------------------------------------------------
+
+TRACED = ("learning_rate", "weight_decay", "warmup_steps")
+"""Fields of the optimizer that a compiled program takes as values."""
+
+
+def trial_plain(trial: Trial) -> dict[str, Any]:
+    """The trial as JSON has it; `trial_from` of it is the trial again."""
+    values = {f.name: plain(getattr(trial, f.name)) for f in dataclasses.fields(trial) if f.name != "model"}
+    return {"model": as_plain(trial.model), **values}
+
+
+def identity(trial: Trial, fingerprint: str | None) -> dict[str, Any]:
+    """All that can change the result: what a run's id is made of."""
+    whole = trial_plain(trial)
+    model = {**whole["model"], "pattern": "".join(trial.model.sequence)}
+    model.pop("scan_layers"), model.pop("remat")  # how it is compiled, not what it computes
+    parts = {name: whole[name] for name in ("data", "optimizer", "train", "evaluate", "seed")}
+    return {"model": model, **parts, "fingerprint": fingerprint}
+
+
+def run_id(trial: Trial, fingerprint: str | None) -> str:
+    return digest(identity(trial, fingerprint))
+
+
+def group_id(trial: Trial, fingerprint: str | None) -> str:
+    """The same for trials that share a compiled program: they differ in values, not in shapes."""
+    whole = identity(trial, fingerprint)
+    whole["optimizer"] = {name: value for name, value in whole["optimizer"].items() if name not in TRACED}
+    whole.pop("seed")
+    how = {"remat": trial.model.remat, "scan_layers": trial.model.scan_layers, "mesh": plain(trial.mesh)}
+    return digest({**whole, **how})
+
+
+def digest(value: Any) -> str:
+    """12 hexadecimal digits of the SHA-256 of a plain value."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

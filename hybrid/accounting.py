@@ -1,0 +1,117 @@
+"""What a model costs: parameters (without jax), floating point operations and the bytes of decoding states."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+from hybrid.config import ModelConfig
+from hybrid.lazy import jax, jnp
+from hybrid.params import declarations_per_layer, leaves
+from hybrid.validation import plain
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Counts of numbers."""
+
+    total: int
+    active: int
+    """Those that one token uses (fewer than all in a mixture of experts)."""
+    without_embeddings: int
+    """Without the embedding tables and an untied head."""
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating point operations of a whole batch; a multiply-add counts as two."""
+
+    forward: int
+    train: int
+    """Forward and backward pass of the mean loss, without the optimizer's own few per parameter."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    parameters: Parameters
+    flops: Flops
+    state_bytes: int
+    """Of the decoding states of the whole batch, with room for `length` tokens."""
+
+
+@functools.lru_cache(maxsize=4096)
+def parameters(config: ModelConfig) -> Parameters:
+    """Counted from the declarations; needs no jax."""
+    tree = declarations_per_layer(config)
+    total = sum(param.size for _, param in leaves(tree))
+    tables = sum(param.size for path, param in leaves(tree) if path[0] in ("embedding", "head"))
+    return Parameters(total=total, active=total, without_embeddings=total - tables)
+
+
+def layer_parameters(config: ModelConfig) -> list[int]:
+    """Parameters of each sublayer with its norms, in order."""
+    layers = declarations_per_layer(config)["layers"]
+    return [sum(param.size for _, param in leaves(layers[str(i)])) for i in range(config.n_layers)]
+
+
+def count(config: ModelConfig, length: int, batch: int = 1) -> Counts:
+    """Parameters, FLOPs of `batch` sequences of `length` tokens, and the bytes that decoding them carries."""
+    return Counts(parameters(config), flops(config, length, batch), state_bytes(config, length, batch))
+
+
+def flops(config: ModelConfig, length: int, batch: int = 1) -> Flops:
+    """Counted from the jaxprs of the loss and of its gradient (hybrid/flops.py).
+
+    The order of the sublayers does not change the sum and neither does the form of an operator that happens to be
+    fastest here, so that a count means the same on every machine: sorted layers are traced once each, under scan.
+    """
+    groups = {kind.group: {**plain(getattr(view, kind.group)), **kind.counted} for kind, view in config.kinds()}
+    pattern = "".join(sorted(config.sequence))
+    return _flops(dataclasses.replace(config, pattern=pattern, scan_layers=True, **groups), length, batch)
+
+
+@functools.lru_cache(maxsize=1024)
+def _flops(config: ModelConfig, length: int, batch: int) -> Flops:
+    from hybrid.flops import count_jaxpr
+    from hybrid.losses import token_losses
+    from hybrid.model import forward
+    from hybrid.params import abstract
+
+    def loss(params: Any, tokens: Any) -> Any:
+        hidden, _ = forward(config, params, tokens)
+        nats, _ = token_losses(config, params, hidden, tokens)
+        return jnp.mean(nats)
+
+    params = abstract(config)
+    tokens = jax.ShapeDtypeStruct((batch, length), "int32")
+    forward_only = count_jaxpr(jax.make_jaxpr(loss)(params, tokens))
+    both = count_jaxpr(jax.make_jaxpr(jax.value_and_grad(loss))(params, tokens))
+    return Flops(forward=forward_only, train=both)
+
+
+def state_bytes(config: ModelConfig, length: int, batch: int = 1) -> int:
+    """Bytes of the decoding states of `batch` rows with room for `length` tokens: caches, recurrent states, tails."""
+    return sum(layer_state_bytes(config, length, batch))
+
+
+def layer_state_bytes(config: ModelConfig, length: int, batch: int = 1) -> list[int]:
+    """The same for each sublayer, in order; 0 for one without a state."""
+    sizes = {}
+    for symbol in dict.fromkeys(config.sequence):
+        kind, view = config.sublayer(symbol)
+        made = () if kind.state is None else jax.eval_shape(functools.partial(kind.state, view, batch, length))
+        sizes[symbol] = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(made))
+    return [sizes[symbol] for symbol in config.sequence]
+
+
+def cache_bytes(config: ModelConfig, tokens: int, itemsize: int = 2) -> int:
+    """Bytes of keys and values alone: what published tables call the KV cache (no slot bookkeeping, no other states).
+
+    2 * itemsize * attention layers * n_kv_heads * head_dim * tokens.
+    """
+    from hybrid.sublayers.attention import heads
+
+    views = [view for kind, view in config.kinds() if kind.group == "attention"]
+    return sum(2 * itemsize * heads(view)[1] * heads(view)[2] * tokens for view in views)

@@ -1,0 +1,1 @@
+"""Decoding: generation over the states of the sublayers."""

@@ -1,0 +1,253 @@
+"""Param: one declaration of a leaf gives its initial value, shardings, decay mask and counts.
+
+A model's parameters are nested dicts. Those of the stack lie under "layers", where a key names the layers that a
+subtree holds: "3" is one layer, "0:28:2" is range(0, 28, 2) with a leading axis of 14. So a tree can be cut into
+other segments (`arrange`, `per_layer`) without asking how it was made. No jax until values are made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from hybrid.lazy import jax, jnp
+
+if TYPE_CHECKING:
+    from hybrid.config import ModelConfig
+
+Tree = dict[str, Any]
+Init = Callable[[Any, tuple[int, ...], Any], Any]
+"""(key, shape, dtype) -> array."""
+
+
+@dataclass(frozen=True)
+class Param:
+    """The declaration of one array of parameters."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    """A logical axis for each dimension (hybrid/sharding.py), None: never sharded."""
+    init: Init
+    decay: bool = True
+    """Whether weight decay applies."""
+    dtype: str | None = None
+    """The least precision it is kept in; None: the model's param_dtype."""
+    rate: float = 1.0
+    """Multiplies the learning rate."""
+    trainable: bool = True
+    """False: changed by Aux.updates only, or frozen."""
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != len(self.axes):
+            raise ValueError(f"{self.shape} has {len(self.shape)} dimensions and axes are {self.axes}")
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+# --- initial values ---------------------------------------------------------------------------------------------------
+
+
+def zeros(key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+    return jnp.zeros(shape, dtype)
+
+
+def ones(key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+    return jnp.ones(shape, dtype)
+
+
+def normal(std: float) -> Init:
+    return lambda key, shape, dtype: std * jax.random.normal(key, shape, dtype)
+
+
+def uniform(bound: float) -> Init:
+    """U(-bound, bound)."""
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def fan_in_uniform(fan_in: int) -> Init:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what torch's Linear and Conv1d start from."""
+    return uniform(fan_in**-0.5)
+
+
+# --- trees of declarations --------------------------------------------------------------------------------------------
+
+
+def is_param(value: Any) -> bool:
+    return isinstance(value, Param)
+
+
+def leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(path, leaf) of a nested dict, in sorted order, as jax has them."""
+    for name in sorted(tree):
+        if isinstance(tree[name], Mapping):
+            yield from leaves(tree[name], (*path, name))
+        else:
+            yield (*path, name), tree[name]
+
+
+def map_leaves(function: Callable[..., Any], tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Tree:
+    """function(path, leaf) at every leaf of a nested dict."""
+    return {
+        name: map_leaves(function, value, (*path, name))
+        if isinstance(value, Mapping)
+        else function((*path, name), value)
+        for name, value in tree.items()
+    }
+
+
+def norm_spec(config: ModelConfig) -> Tree:
+    scale = Param((config.d_model,), ("embed",), ones, decay=False)
+    if config.norm == "rmsnorm":
+        return {"scale": scale}
+    return {"scale": scale, "bias": Param((config.d_model,), ("embed",), zeros, decay=False)}
+
+
+def layer_spec(config: ModelConfig, symbol: str) -> Tree:
+    """The declarations of one residual sublayer: the kind's own, and its norms'."""
+    kind, view = config.sublayer(symbol)
+    norms = {"before": ("norm",), "after": ("norm",), "both": ("norm", "norm_after")}[config.norm_position]
+    return {"sublayer": kind.spec(view), **{name: norm_spec(config) for name in norms}}
+
+
+def declarations_per_layer(config: ModelConfig) -> Tree:
+    """The tree of Param with one entry a layer, as checkpoints have it."""
+    width, vocabulary = config.d_model, config.vocab_size
+    embedding = {"tokens": Param((vocabulary, width), ("vocab", "embed"), normal(config.init_std))}
+    if config.positions == "learned":
+        assert config.max_length is not None
+        embedding["positions"] = Param((config.max_length, width), (None, "embed"), normal(config.init_std))
+    kinds = {symbol: layer_spec(config, symbol) for symbol in dict.fromkeys(config.sequence)}
+    tree: Tree = {
+        "embedding": embedding,
+        "layers": {str(i): kinds[symbol] for i, symbol in enumerate(config.sequence)},
+        "final_norm": norm_spec(config),
+    }
+    if not config.tie_embeddings:
+        tree["head"] = {"kernel": Param((width, vocabulary), ("embed", "vocab"), normal(config.init_std))}
+    return tree
+
+
+def declarations(config: ModelConfig) -> Tree:
+    """The tree of Param in the form that `config` trains in (stacked where its segments repeat)."""
+    whole = declarations_per_layer(config)
+    stacked = {}
+    for key in layout(config):
+        layers = layers_of(key)
+        spec = whole["layers"][str(layers[0])]
+        stacked[key] = spec if ":" not in key else map_leaves(lambda _, p, n=len(layers): _stacked(p, n), spec)
+    return {**whole, "layers": stacked}
+
+
+def _stacked(param: Param, n: int) -> Param:
+    return replace(param, shape=(n, *param.shape), axes=(None, *param.axes))
+
+
+# --- which layers a key holds -----------------------------------------------------------------------------------------
+
+
+def layers_of(key: str) -> range:
+    """The layers of a key under "layers": "3" -> range(3, 4), "0:28:2" -> range(0, 28, 2)."""
+    if ":" not in key:
+        return range(int(key), int(key) + 1)
+    start, stop, step = map(int, key.split(":"))
+    return range(start, stop, step)
+
+
+def layout(config: ModelConfig) -> list[str]:
+    """The keys under "layers" that `config` trains in, in the order of their first layer."""
+    from hybrid.model import stack_segments
+
+    keys, first = [], 0
+    for segment in stack_segments(config):
+        size = len(segment.unit)
+        for offset in range(size):
+            one = segment.repeats == 1
+            start = first + offset
+            keys.append(str(start) if one else f"{start}:{first + segment.repeats * size}:{size}")
+        first += segment.repeats * size
+    return keys
+
+
+def per_layer(params: Mapping[str, Any]) -> Tree:
+    """The same parameters with one entry a layer index (the form of checkpoints)."""
+    layers: Tree = {}
+    for key, value in params["layers"].items():
+        if ":" not in key:
+            layers[key] = value
+        else:
+            for i, layer in enumerate(layers_of(key)):
+                layers[str(layer)] = jax.tree.map(lambda leaf, i=i: leaf[i], value)
+    return {**params, "layers": dict(sorted(layers.items(), key=lambda item: int(item[0])))}
+
+
+def arrange(config: ModelConfig, params: Mapping[str, Any]) -> Tree:
+    """The parameters in the form that `config` trains in; does nothing to those that have it already."""
+    keys = layout(config)
+    if set(params["layers"]) == set(keys):
+        return dict(params)
+    single = per_layer(params)["layers"]
+    expected = {str(i) for i in range(config.n_layers)}
+    if set(single) != expected:
+        raise ValueError(f"parameters hold {len(single)} layers, the pattern {config.pattern!r} has {config.n_layers}")
+    layers = {}
+    for key in keys:
+        parts = [single[str(layer)] for layer in layers_of(key)]
+        layers[key] = parts[0] if ":" not in key else jax.tree.map(lambda *xs: jnp.stack(xs), *parts)
+    return {**params, "layers": layers}
+
+
+# --- making values ----------------------------------------------------------------------------------------------------
+
+
+def leaf_key(key: Any, path: tuple[str, ...]) -> Any:
+    """The random key of a leaf: the root key folded with a digest of its path, so that leaves do not shift others."""
+    return jax.random.fold_in(key, path_digest(path))
+
+
+def leaf_dtype(config: ModelConfig, param: Param) -> Any:
+    """param_dtype, or more where the declaration asks for it."""
+    return jnp.promote_types(config.param_dtype, param.dtype or config.param_dtype)
+
+
+def path_digest(path: tuple[str, ...]) -> int:
+    """32 stable bits of a path (Python's hash is salted)."""
+    return int.from_bytes(hashlib.sha256("/".join(path).encode()).digest()[:4], "big")
+
+
+def init(config: ModelConfig, key: Any) -> Tree:
+    """Initial parameters in the form that `config` trains in. key: a random key of jax."""
+    tree = declarations(config)
+    layers = tree.pop("layers")
+
+    def make(path: tuple[str, ...], param: Param) -> Any:
+        return param.init(leaf_key(key, path), param.shape, leaf_dtype(config, param))
+
+    made = map_leaves(make, tree)
+    made["layers"] = {}
+    for name, spec in layers.items():
+        if ":" not in name:
+            made["layers"][name] = map_leaves(make, spec, ("layers", name))
+            continue
+        indices = layers_of(name)
+
+        def repeated(path: tuple[str, ...], param: Param, indices: range = indices) -> Any:
+            keys = jnp.stack([leaf_key(key, ("layers", str(i), *path)) for i in indices])
+            dtype = leaf_dtype(config, param)
+            return jax.vmap(lambda k: param.init(k, param.shape[1:], dtype))(keys)
+
+        made["layers"][name] = map_leaves(repeated, spec)
+    return made
+
+
+def abstract(config: ModelConfig) -> Tree:
+    """Shapes and types of the parameters in the form that `config` trains in, without making them."""
+
+    def one(_: tuple[str, ...], param: Param) -> Any:
+        return jax.ShapeDtypeStruct(param.shape, leaf_dtype(config, param))
+
+    return map_leaves(one, declarations(config))

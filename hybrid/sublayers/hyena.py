@@ -1,0 +1,227 @@
+"""`H`: Hyena, gated long convolutions whose filters are a small network of the position (Poli et al. 2023).
+
+Two forms that the paper and its published code do not share. `order` N counts the gates:
+
+`code`   the operator of the authors' repository and of the published weights: N streams and a value, gate then
+         convolve N - 1 times, the first stream gates last. Each convolution has a skip.
+`paper`  definition 3.1 and algorithm 3: convolve then gate, N times, no skip.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from hybrid.lazy import jax, jnp, struct
+from hybrid.params import Param, fan_in_uniform, normal
+from hybrid.sublayers.kind import Aux, Context, Kind, Traits
+from hybrid.validation import Checked, ConfigError, NaturalFloat, PositiveFloat, PositiveInt, at_least
+
+if TYPE_CHECKING:
+    from hybrid.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class HyenaConfig(Checked):
+    filter_length: PositiveInt = 2048
+    """Taps of the filters, and the longest sequence; a study sets it to its seq_len. Shorter inputs use a prefix."""
+    order: Annotated[int, at_least(2)] = 2
+    form: Literal["code", "paper"] = "code"
+    short_conv: PositiveInt = 3
+    """Taps of the short convolution of the streams."""
+    emb_dim: Annotated[int, at_least(3)] = 5
+    """Positional features: the time, and (emb_dim - 1) / 2 complex exponentials."""
+    filter_width: PositiveInt = 64
+    filter_layers: PositiveInt = 2
+    """Hidden layers after the first."""
+    sine_frequency: PositiveFloat = 10.0
+    """The initial w of sin(w x); one learned vector serves all layers."""
+    fast_decay: PositiveFloat = 0.3
+    slow_decay: PositiveFloat = 1.5
+    decay_target: PositiveFloat = 1e-2
+    decay_shift: NaturalFloat = 0.0
+    """Added to the window; HyenaDNA has 0.05."""
+    feature_rate: NaturalFloat = 1e-5
+    """Multiplies the learning rate of the positional features."""
+
+    def check(self) -> None:
+        if self.order > 4:
+            raise ConfigError("order", f"{self.order} is not allowed; must be 2, 3 or 4")
+        if self.emb_dim % 2 == 0:
+            raise ConfigError("emb_dim", f"{self.emb_dim} is not allowed; must be odd: a time and pairs")
+        if self.decay_target >= 1:
+            raise ConfigError("decay_target", f"{self.decay_target} is not allowed; must be below 1")
+
+
+@struct
+class HyenaState:
+    """All inputs so far: a long convolution has no shorter state. Grows with the capacity, as a cache does."""
+
+    inputs: tuple[Any, ...]
+    """For each long convolution (batch, d_model, capacity)"""
+    conv: Any
+    """(batch, short_conv - 1, streams d_model): the last inputs of the short convolution"""
+    filled: Any
+    """(batch,) int32"""
+
+
+def long_convs(config: ModelConfig) -> int:
+    return config.hyena.order - (1 if config.hyena.form == "code" else 0)
+
+
+def _features(bands: int) -> Any:
+    """Columns t, Re and Im of exp(-i f w): t in [0, 1], w = 2 pi index / length, f from 1e-4 to bands - 1."""
+
+    def make(key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+        length = shape[0]
+        time = jnp.linspace(0.0, 1.0, length, dtype=dtype)[:, None]
+        angle = 2 * math.pi * jnp.arange(length, dtype=dtype)[:, None] / length
+        phase = jnp.linspace(1e-4, bands - 1, bands, dtype=dtype)[None] * angle
+        return jnp.concatenate([time, jnp.cos(phase), -jnp.sin(phase)], axis=1)
+
+    return make
+
+
+def _constant(value: float) -> Any:
+    return lambda key, shape, dtype: jnp.full(shape, value, dtype)
+
+
+def spec(config: ModelConfig) -> dict[str, Any]:
+    group, d = config.hyena, config.d_model
+    streams, convs, width = (group.order + 1) * d, long_convs(config), group.filter_width
+    depth = config.n_layers**-0.5 if config.residual_init == "depth" else 1.0
+    hidden = fan_in_uniform(width)
+    network = {
+        "in": Param((group.emb_dim, width), (None, None), fan_in_uniform(group.emb_dim)),
+        "in_bias": Param((width,), (None,), fan_in_uniform(group.emb_dim), decay=False),
+        "frequency": Param((width,), (None,), _constant(group.sine_frequency), decay=False),
+        "out": Param((width, convs, d), (None, None, "inner"), hidden),
+    }
+    for i in range(group.filter_layers):
+        network[f"hidden_{i}"] = Param((width, width), (None, None), hidden)
+        network[f"hidden_{i}_bias"] = Param((width,), (None,), hidden, decay=False)
+    tree = {
+        "in": Param((d, streams), ("embed", "inner"), fan_in_uniform(d)),
+        "in_bias": Param((streams,), ("inner",), fan_in_uniform(d), decay=False),
+        "short": Param((group.short_conv, streams), (None, "inner"), fan_in_uniform(group.short_conv)),
+        "short_bias": Param((streams,), ("inner",), fan_in_uniform(group.short_conv), decay=False),
+        "features": Param(
+            (group.filter_length, group.emb_dim), (None, None), _features((group.emb_dim - 1) // 2),
+            decay=False, rate=group.feature_rate,
+        ),
+        "filter": network,
+        "out": Param((d, d), ("inner", "embed"), lambda *a: depth * fan_in_uniform(d)(*a)),
+        "out_bias": Param((d,), ("embed",), fan_in_uniform(d), decay=False),
+    }  # fmt: skip
+    if group.form == "code":
+        tree["skip"] = Param((convs, d), (None, "inner"), normal(1.0), decay=False)
+    return tree
+
+
+def filters(config: ModelConfig, params: Mapping[str, Any], length: int) -> Any:
+    """The first `length` taps of each long convolution: (convolutions, d_model, length), at least float32.
+
+    A network with sine activations of the positional features, times a window that decays at a rate fixed by the
+    channel (rates are spread over all channels of all convolutions, in the order of the standalone code: convolution
+    first). Channels of one convolution differ; the window of the whole filter_length is cut, not squeezed.
+    """
+    group, network = config.hyena, params["filter"]
+    features = params["features"][:length]
+    precise = jnp.promote_types(features.dtype, jnp.float32)
+    wide = {name: value.astype(precise) for name, value in network.items()}
+    hidden = jnp.sin(wide["frequency"] * (features.astype(precise) @ wide["in"] + wide["in_bias"]))
+    for i in range(group.filter_layers):
+        hidden = jnp.sin(wide["frequency"] * (hidden @ wide[f"hidden_{i}"] + wide[f"hidden_{i}_bias"]))
+    convs, d = long_convs(config), config.d_model
+    taps = jnp.einsum("lw,wcd->cdl", hidden, wide["out"])
+    target = math.log(group.decay_target)
+    rates = jnp.abs(jnp.linspace(target / group.slow_decay, target / group.fast_decay, convs * d, dtype=precise))
+    time = jnp.linspace(0.0, 1.0, group.filter_length, dtype=precise)[:length]
+    return taps * (jnp.exp(-rates.reshape(convs, d, 1) * time) + group.decay_shift)
+
+
+def apply(config: ModelConfig, params: Mapping[str, Any], x: Any, context: Context) -> tuple[Any, Aux]:
+    """x, y: (batch, length, d_model), length at most filter_length."""
+    from hybrid.ops.fftconv import fft_conv
+
+    streams, _ = _streams(config, params, x, None, context)
+    kernels = filters(config, params, x.shape[1])
+
+    def convolve(i: int, u: Any) -> Any:
+        return fft_conv(u, kernels[i], params["skip"][i] if "skip" in params else None)
+
+    return _gate(config, params, streams, convolve), Aux()
+
+
+def state(config: ModelConfig, batch: int, capacity: int) -> HyenaState:
+    """capacity d_model numbers for each long convolution: as much as a cache of keys alone."""
+    group, d = config.hyena, config.d_model
+    inputs = tuple(jnp.zeros((batch, d, capacity), config.compute_dtype) for _ in range(long_convs(config)))
+    conv = jnp.zeros((batch, group.short_conv - 1, (group.order + 1) * d), config.compute_dtype)
+    return HyenaState(inputs=inputs, conv=conv, filled=jnp.zeros((batch,), jnp.int32))
+
+
+def extend(config: ModelConfig, params: Mapping[str, Any], x: Any, state: HyenaState, context: Context) -> tuple:
+    """x, y: (batch, new tokens, d_model). Each new token costs a product with all taps up to its position."""
+    from hybrid.ops.fftconv import conv_tail
+
+    streams, conv = _streams(config, params, x, state.conv, context)
+    capacity = state.inputs[0].shape[2]
+    kernels = filters(config, params, capacity)
+    inputs = list(state.inputs)
+
+    def convolve(i: int, u: Any) -> Any:
+        skip = params["skip"][i] if "skip" in params else None
+
+        def row(history: Any, new: Any, filled: Any) -> tuple[Any, Any]:
+            y = conv_tail(history[None].astype(new.dtype), new[None], kernels[i], skip, filled=filled)[0]
+            return y, jax.lax.dynamic_update_slice_in_dim(history, new.astype(history.dtype), filled, 1)
+
+        y, inputs[i] = jax.vmap(row)(inputs[i], u, state.filled)
+        return y
+
+    y = _gate(config, params, streams, convolve)
+    return y, HyenaState(inputs=tuple(inputs), conv=conv, filled=state.filled + x.shape[1]), Aux()
+
+
+def _streams(
+    config: ModelConfig, params: Mapping[str, Any], x: Any, before: Any, context: Context
+) -> tuple[list[Any], Any]:
+    """The order + 1 streams, each (batch, d_model, length) with channels first, and the short convolution's tail."""
+    from hybrid.ops.linear import linear
+    from hybrid.ops.short_conv import causal_conv
+
+    if context.padding is not None:
+        x = x * context.padding[..., None].astype(x.dtype)
+    u = linear(x, params["in"], params["in_bias"])
+    u, last = causal_conv(u, params["short"], params["short_bias"], initial=before)
+    return jnp.split(u.swapaxes(1, 2), config.hyena.order + 1, axis=1), last
+
+
+def _gate(config: ModelConfig, params: Mapping[str, Any], streams: list[Any], convolve: Any) -> Any:
+    """Gates and long convolutions in the order of the form; (batch, length, d_model)."""
+    from hybrid.ops.linear import linear
+
+    *gates, v = streams
+    if config.hyena.form == "code":
+        for i, gate in enumerate(reversed(gates[1:])):
+            v = convolve(i, v * gate)
+        v = v * gates[0]
+    else:
+        for i, gate in enumerate(gates):
+            v = gate * convolve(i, v)
+    return linear(v.swapaxes(1, 2), params["out"], params["out_bias"])
+
+
+KIND = Kind(
+    symbol="H",
+    group="hyena",
+    config=HyenaConfig,
+    traits=lambda config: Traits(packing="refused", max_length=config.hyena.filter_length),
+    spec=spec,
+    apply=apply,
+    state=state,
+    extend=extend,
+)

@@ -1,0 +1,80 @@
+"""`-`: the dense MLP, a channel sublayer. ReLU and GELU (Vaswani et al. 2017) or SwiGLU (Shazeer 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from hybrid.lazy import jax, struct
+from hybrid.params import Param, normal, zeros
+from hybrid.sublayers.kind import Aux, Context, Kind, Traits
+from hybrid.validation import Checked
+
+if TYPE_CHECKING:
+    from hybrid.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class MlpConfig(Checked):
+    """The width is the model's d_ff."""
+
+    activation: Literal["relu", "gelu", "swiglu"] = "swiglu"
+    bias: bool = False
+
+
+@struct
+class MlpState:
+    """Nothing is carried."""
+
+
+ACTIVATIONS = {
+    "relu": lambda up: jax.nn.relu(up),
+    "gelu": lambda up: jax.nn.gelu(up, approximate=False),
+    "swiglu": lambda up, gate: jax.nn.silu(gate) * up,
+}
+
+
+def spec(config: ModelConfig) -> dict[str, Any]:
+    inner, outer = (config.d_model, config.width_ff), (config.width_ff, config.d_model)
+    tree = {
+        "up": Param(inner, ("embed", "mlp"), normal(config.init_std)),
+        "down": Param(outer, ("mlp", "embed"), normal(config.output_std)),
+    }
+    if config.mlp.activation == "swiglu":
+        tree["gate"] = Param(inner, ("embed", "mlp"), normal(config.init_std))
+    if config.mlp.bias:
+        tree["up_bias"] = Param((config.width_ff,), ("mlp",), zeros, decay=False)
+        tree["down_bias"] = Param((config.d_model,), ("embed",), zeros, decay=False)
+    return tree
+
+
+def apply(config: ModelConfig, params: Mapping[str, Any], x: Any, context: Context) -> tuple[Any, Aux]:
+    """x, y: (batch, length, d_model)."""
+    from hybrid.ops.linear import linear
+
+    hidden = [linear(x, params["up"], params.get("up_bias"))]
+    if "gate" in params:
+        hidden.append(linear(x, params["gate"]))
+    return linear(ACTIVATIONS[config.mlp.activation](*hidden), params["down"], params.get("down_bias")), Aux()
+
+
+def state(config: ModelConfig, batch: int, capacity: int) -> MlpState:
+    return MlpState()
+
+
+def extend(config: ModelConfig, params: Mapping[str, Any], x: Any, state: MlpState, context: Context) -> tuple:
+    y, aux = apply(config, params, x, context)
+    return y, state, aux
+
+
+KIND = Kind(
+    symbol="-",
+    group="mlp",
+    config=MlpConfig,
+    traits=lambda config: Traits(mixer=False, reach="none"),
+    spec=spec,
+    apply=apply,
+    state=state,
+    extend=extend,
+)
