@@ -260,7 +260,7 @@ def _chunked_backward(chunk, saved, cotangents):
             dC = jnp.einsum("bnd,bd->bn", after, dy_t)
             g = g * _decay(p.dt, A, p.keep)
             q = g * before  # derivative of dt A
-            ddt = p.x * gB + jnp.einsum("bnd,nd->bd", q, A)
+            ddt = p.x * gB + jnp.einsum("bnd,n->bd", q * A, ones)  # a dot over n; "bnd,nd" would be a reduction
             dA = dA + q * p.dt[:, None, :]
             grads = tuple(_put(array, value, t) for array, value in zip(grads, (p.dt * gB, ddt, dB, dC), strict=True))
             return g, dA, grads
@@ -272,6 +272,7 @@ def _chunked_backward(chunk, saved, cotangents):
 
     grads = tuple(jnp.zeros_like(array) for array in (inputs.x, inputs.dt, inputs.B, inputs.C))
     states = jnp.zeros((chunk + 1, *g.shape), dtype)
+    ones = jnp.ones(A.shape[0], dtype)
     g, dA, (dx, ddt, dB, dC), _ = lax.fori_loop(0, chunks, one_chunk, (g, jnp.zeros_like(g), grads, states))
     keep = None if inputs.keep is None else jnp.zeros_like(inputs.keep)
     return _Inputs(dx, ddt, dA.sum(0), dB, dC, keep), g
