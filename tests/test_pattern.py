@@ -233,6 +233,7 @@ def test_a_summary_counts_symbols_mixers_channels_and_local_attention():
 def test_a_user_symbol_counts_as_what_it_stands_for():
     assert attention_ratio("wM", {"w": "A"}) == Fraction(1, 2)
     assert summary("wA", {"w": "S"}).local == 1
+    assert summary("[A|S]").local == 0  # global attention already
     assert summary("wA", {"w": "-"}).mixers == 1
     with pytest.raises(ConfigError, match="undefined symbol 'w' at character 2 of 'Aw'"):
         attention_ratio("Aw")
@@ -254,6 +255,7 @@ def cut(text):
         ("(M-)3A-(M-)4", [("M-", 3), ("A-", 1), ("M-", 4)]),
         ("AMA", [("AMA", 1)]),  # as few traced as A, M, A, in fewer segments
         ("A-A-A", [("A-", 2), ("A", 1)]),  # and not A, (-A)2: the longest first
+        ("M3AM2A", [("M", 1), ("MMA", 2)]),  # four sublayers traced, as in M3, A, M2, A
         ("A", [("A", 1)]),
     ],
 )
