@@ -15,48 +15,13 @@ import jax.numpy as jnp
 from jax.extend import core
 
 ELEMENTWISE = frozenset(
-    [
-        "add",
-        "sub",
-        "mul",
-        "div",
-        "max",
-        "min",
-        "neg",
-        "abs",
-        "exp",
-        "exp2",
-        "log",
-        "log1p",
-        "expm1",
-        "tanh",
-        "sin",
-        "cos",
-        "tan",
-        "logistic",
-        "rsqrt",
-        "sqrt",
-        "cbrt",
-        "erf",
-        "erfc",
-        "erf_inv",
-        "square",
-        "integer_pow",
-        "pow",
-        "rem",
-        "add_any",
-        "atan2",
-        "sinh",
-        "cosh",
-        "asin",
-        "acos",
-        "atan",
-        "lgamma",
-        "digamma",
-    ]
+    (
+        "add sub mul div max min neg abs rem add_any square integer_pow pow sqrt rsqrt cbrt exp exp2 expm1 log log1p "
+        "logistic tanh sin cos tan sinh cosh asin acos atan atan2 erf erfc erf_inv lgamma digamma"
+    ).split()
 )
-REDUCTIONS = frozenset(["reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "argmax", "argmin"])
-CUMULATIVE = frozenset(["cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"])
+REDUCTIONS = frozenset("reduce_sum reduce_max reduce_min reduce_prod argmax argmin".split())
+CUMULATIVE = frozenset("cumsum cumprod cummax cummin cumlogsumexp".split())
 
 
 def count_jaxpr(closed: Any) -> int:

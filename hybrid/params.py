@@ -139,12 +139,12 @@ def declarations(config: ModelConfig) -> Tree:
     for key in layout(config):
         layers = layers_of(key)
         spec = whole["layers"][str(layers[0])]
-        stacked[key] = spec if ":" not in key else map_leaves(lambda _, p, n=len(layers): _stacked(p, n), spec)
+        stacked[key] = spec if ":" not in key else _stacked(spec, len(layers))
     return {**whole, "layers": stacked}
 
 
-def _stacked(param: Param, n: int) -> Param:
-    return replace(param, shape=(n, *param.shape), axes=(None, *param.axes))
+def _stacked(spec: Tree, n: int) -> Tree:
+    return map_leaves(lambda _, param: replace(param, shape=(n, *param.shape), axes=(None, *param.axes)), spec)
 
 
 # --- which layers a key holds -----------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ class Traits:
     """Any way of cutting a sequence into chunks for `extend` gives the result of `apply`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kind:
     """A kind of sublayer. `group` names its fields in a config, `config` is the dataclass that checks them."""
 
