@@ -26,6 +26,8 @@ Sweep = list[dict[str, Any]]
 Distribution = Callable[[random.Random], Any]
 """Draws one value from a source of random numbers."""
 
+MAX_TRIALS = 100_000  # a slip in a product should not fill the memory
+
 _FIELD = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*", re.ASCII)
 
 
@@ -52,7 +54,10 @@ def axis(field: str, values: Iterable[Any]) -> Sweep:
 
 def product(*sweeps: Sweep) -> Sweep:
     """Every combination of one entry of each; factors that set the same field are refused."""
-    return [_merged(entries) for entries in itertools.product(*map(_checked, sweeps))]
+    size = math.prod(len(_checked(sweep)) for sweep in sweeps)
+    if size > MAX_TRIALS:
+        raise ConfigError("sweep", f"a product of {size} trials is not allowed; must be at most {MAX_TRIALS}")
+    return [_merged(entries) for entries in itertools.product(*sweeps)]
 
 
 def chain(*sweeps: Sweep) -> Sweep:
@@ -108,8 +113,10 @@ def log_uniform(low: float, high: float) -> Distribution:
 def integers(low: int, high: int, step: int = 1) -> Distribution:
     """low, low + step, ... up to `high` (included where it is met), evenly."""
     _check_bounds(low, high, "integers")
-    if step < 1:
-        raise ConfigError("sweep", f"integers in steps of {step!r} are not allowed; must be at least 1")
+    if not all(isinstance(value, int) for value in (low, high, step)) or step < 1:
+        raise ConfigError(
+            "sweep", f"integers({low!r}, {high!r}, {step!r}) is not allowed; must be integers, step above 0"
+        )
     return choice(range(low, high + 1, step))
 
 
@@ -147,6 +154,7 @@ def _check_field(name: Any) -> None:
 
 
 def _check_bounds(low: float, high: float, what: str, above: float = -math.inf) -> None:
-    if not above < low <= high < math.inf:  # also refuses nan
+    numbers = all(isinstance(value, int | float) for value in (low, high))
+    if not numbers or not above < low <= high < math.inf:  # also refuses nan
         floor = f"{above:g} < " if above > -math.inf else ""
         raise ConfigError("sweep", f"{what}({low!r}, {high!r}) is not allowed; must have {floor}low <= high")

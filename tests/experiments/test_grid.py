@@ -123,7 +123,10 @@ def test_integers_and_uniform_stay_in_their_bounds():
         (lambda: log_uniform(0, 1), "sweep", "0 < low <= high"),
         (lambda: log_uniform(1, 0.1), "sweep", "low <= high"),
         (lambda: uniform(0, float("nan")), "sweep", "low <= high"),
-        (lambda: integers(0, 4, step=0), "sweep", "at least 1"),
+        (lambda: integers(0, 4, step=0), "sweep", "step above 0"),
+        (lambda: integers(0, 4.5), "sweep", "must be integers"),
+        (lambda: uniform("0", 1), "sweep", "low <= high"),
+        (lambda: product(*[axis(name, range(100)) for name in "abcdefgh"]), "sweep", "at most 100000"),
         (lambda: choice([]), "sweep", "at least one value"),
     ],
 )
