@@ -51,6 +51,8 @@ class Kind:
     traits: Callable[[ModelConfig], Traits]
     spec: Callable[[ModelConfig], dict[str, Any]]
     apply: Callable[..., tuple[Any, Aux]]
+    reference: Callable[..., Any] | None = None
+    """(config, params, x, context) -> y, as the paper writes it: loops and sums, no shared code with `apply`."""
     state: Callable[[ModelConfig, int, int], Any] | None = None
     extend: Callable[..., tuple[Any, Any, Aux]] | None = None
     prepare: Callable[..., Any] | None = None
