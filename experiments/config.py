@@ -271,7 +271,8 @@ def _place(placed: Placed) -> tuple[str, str]:
     options = {name: value for name, value in words.items() if value is not None}
     channels: dict[str, Any] = {"channel": placed.channel, "channel_where": placed.channel_where}
     written = place(placed.mixers, placed.base, placed.insert, where=where, **options, **channels)
-    return written, where if isinstance(where, str) else "indices"
+    mixed = placed.base in written and placed.insert in written and placed.base != placed.insert
+    return written, (where if isinstance(where, str) else "indices") if mixed else ""
 
 
 def matched(fields: Mapping[str, Any], match: Match) -> ModelConfig:
