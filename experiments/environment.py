@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 
 class XlaFlag(NamedTuple):
-    """An unknown flag aborts the process, so each is given to the versions of jaxlib alone that were seen to know it."""
+    """An unknown flag aborts the process, so each goes only to the versions of jaxlib that were seen to know it."""
 
     name: str
     value: str
@@ -37,17 +37,20 @@ FLAGS = (
 COMPILE_SECONDS = 0.2
 """Programs that took longer to compile are kept on disk."""
 
+_done: list[int] = []
+
 
 def prepare(*, devices: int | None = None, threads: int | None = None) -> None:
     """Sets the variables that are not set. devices: simulated CPU devices; threads: of XLA's pool on a CPU.
 
     Must run before jax is imported; where it is too late it warns, and changes nothing.
     """
-    if "jax" in sys.modules:
-        if os.environ.get("HYBRID_PREPARED") != str(os.getpid()):
-            warnings.warn("experiments.environment.prepare() came after jax: its settings are not used", stacklevel=2)
+    if _done:
         return
-    os.environ["HYBRID_PREPARED"] = str(os.getpid())
+    if "jax" in sys.modules:
+        warnings.warn("experiments.environment.prepare() came after jax: its settings are not used", stacklevel=2)
+        return
+    _done.append(os.getpid())
     os.environ["XLA_FLAGS"] = " ".join(_flags(os.environ.get("XLA_FLAGS", ""), devices))
     for name, value in _variables(threads).items():
         os.environ.setdefault(name, value)
