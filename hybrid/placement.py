@@ -52,7 +52,8 @@ def place(
     """
     whole("mixers", mixers, 1, MAX_SUBLAYERS // 2 if channel else MAX_SUBLAYERS)
     mixer(base, "base")
-    mixer(insert, "insert", base)
+    asked = _asked(mixers, ratio, count)
+    mixer(insert, "insert", *((base,) if asked != 0 else ()))  # a study's pure arm may name one mixer twice
     if channel is not None:
         channel_of(channel, base, insert)
     _choice("channel_where", channel_where, CHANNEL_PLACES)
@@ -62,7 +63,6 @@ def place(
         indices = where
     spread = channel is not None and channel_where == "even"
     slots = 2 * mixers if spread else mixers
-    asked = _asked(mixers, ratio, count)
     if indices is not None:
         if where not in ("even", indices) or offset is not None or period is not None:
             raise ConfigError("indices", "excludes 'where', 'offset' and 'period'")
