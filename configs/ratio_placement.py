@@ -25,7 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "d_model": 512,
                 "n_heads": 8,
                 "compute_dtype": "bfloat16",
-                "match": {"parameters": 25_000_000, "by": "d_ff", "multiple": 64},
+                "match": {"parameters": 25_000_000, "by": "d_ff", "multiple": 16},
             },
             "data": {
                 "source": "movie-reviews",

@@ -240,7 +240,7 @@ def trial_from(values: Mapping[str, Any]) -> Trial:
 
 
 def model_from(values: Mapping[str, Any], data: DataConfig) -> tuple[ModelConfig, str]:
-    """(model, the word of its placement or ''): patterns placed, vocabulary from the data, parameters matched."""
+    """(model, the word of its placement or ''): patterns placed, vocabulary and filter length from the data, matched."""
     from experiments.data import vocab_size
 
     fields = dict(values)
@@ -257,6 +257,8 @@ def model_from(values: Mapping[str, Any], data: DataConfig) -> tuple[ModelConfig
     else:
         problem = "must be given (or mixers, base, insert, ratio or count, placement)"
         raise ConfigError("pattern", problem + nearest("pattern", [n for n in fields if n != "pattern"]))
+    if isinstance(fields.get("hyena", {}), Mapping):
+        fields["hyena"] = {"filter_length": data.seq_len, **fields.get("hyena", {})}
     match = fields.pop("match", None)
     if fields.get("vocab_size") is None:
         fields["vocab_size"] = vocab_size(data)
