@@ -240,7 +240,7 @@ def trial_from(values: Mapping[str, Any]) -> Trial:
 
 
 def model_from(values: Mapping[str, Any], data: DataConfig) -> tuple[ModelConfig, str]:
-    """(model, the word of its placement or ''): patterns placed, vocabulary and filter length from the data, matched."""
+    """(model, the word of its placement or ''): pattern placed, sizes taken from the data, parameters matched."""
     from experiments.data import vocab_size
 
     fields = dict(values)
