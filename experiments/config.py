@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -269,10 +270,14 @@ def model_from(values: Mapping[str, Any], data: DataConfig) -> tuple[ModelConfig
 
 def _place(placed: Placed) -> tuple[str, str]:
     where = placed.placement
-    words = {"ratio": placed.ratio, "count": placed.count, "offset": placed.offset, "period": placed.period}
-    options = {name: value for name, value in words.items() if value is not None}
-    channels: dict[str, Any] = {"channel": placed.channel, "channel_where": placed.channel_where}
-    written = place(placed.mixers, placed.base, placed.insert, where=where, **options, **channels)
+    try:
+        written = place(
+            placed.mixers, placed.base, placed.insert, ratio=placed.ratio, count=placed.count, where=where,
+            channel=placed.channel, channel_where=placed.channel_where, offset=placed.offset, period=placed.period,
+        )  # fmt: skip
+    except ConfigError as error:
+        field = re.sub(r"^(where|indices)", "placement", error.field)  # the config's word for both
+        raise ConfigError(field, error.problem) from None
     mixed = placed.base in written and placed.insert in written and placed.base != placed.insert
     return written, (where if isinstance(where, str) else "indices") if mixed else ""
 

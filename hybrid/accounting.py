@@ -10,7 +10,6 @@ from typing import Any
 from hybrid.config import ModelConfig
 from hybrid.lazy import jax, jnp
 from hybrid.params import declarations_per_layer, leaves
-from hybrid.validation import plain
 
 
 @dataclass(frozen=True)
@@ -67,9 +66,10 @@ def flops(config: ModelConfig, length: int, batch: int = 1) -> Flops:
     The order of the sublayers does not change the sum and neither does the form of an operator that happens to be
     fastest here, so that a count means the same on every machine: sorted layers are traced once each, under scan.
     """
-    groups = {kind.group: {**plain(getattr(view, kind.group)), **kind.counted} for kind, view in config.kinds()}
-    pattern = "".join(sorted(config.sequence))
-    return _flops(dataclasses.replace(config, pattern=pattern, scan_layers=True, **groups), length, batch)
+    changes: dict[str, Any] = {"pattern": "".join(sorted(config.sequence)), "scan_layers": True}
+    for kind, _ in config.kinds():
+        changes[kind.group] = dataclasses.replace(getattr(config, kind.group), **kind.counted)
+    return _flops(dataclasses.replace(config, **changes), length, batch)
 
 
 @functools.lru_cache(maxsize=1024)

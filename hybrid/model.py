@@ -6,6 +6,7 @@ both give the same numbers, and dropout is folded with the global layer index so
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -153,7 +154,7 @@ def _residual(
 
     def run(params: Params, x: Any, context: Context) -> tuple[Any, Aux]:
         if context.dropout_key is not None:
-            context = context.replace(dropout_key=jax.random.fold_in(context.dropout_key, layer))
+            context = dataclasses.replace(context, dropout_key=jax.random.fold_in(context.dropout_key, layer))
         y, aux = kind.apply(view, params["sublayer"], _before(config, params, x), context)
         if context.dropout_key is not None:
             y = _drop(config, y, context.dropout_key)
@@ -184,18 +185,23 @@ def _drop(config: ModelConfig, x: Any, key: Any) -> Any:
 
 
 def merge(auxes: Sequence[Aux]) -> Aux:
-    """One Aux of a model: losses are added up, metrics and updates have one row a sublayer that reports them."""
-    rows: dict[str, list[Any]] = {}
-    for aux in auxes:
-        for group in ("losses", "metrics", "updates"):
+    """One Aux of a model: losses are added up, metrics have a row a sublayer that reports them, updates are listed."""
+
+    def gather(group: str) -> dict[str, list[Any]]:
+        rows: dict[str, list[Any]] = {}
+        for aux in auxes:
             for name, value in getattr(aux, group).items():
-                rows.setdefault(f"{group}/{name}", []).append(value)
-    merged: dict[str, dict[str, Any]] = {"losses": {}, "metrics": {}, "updates": {}}
-    for path, values in rows.items():
-        group, name = path.split("/", 1)
-        flat = jnp.concatenate([jnp.atleast_1d(value) for value in values]) if group != "updates" else values
-        merged[group][name] = flat.sum() if group == "losses" else flat
-    return Aux(**merged)
+                rows.setdefault(name, []).append(value)
+        return rows
+
+    def flat(values: list[Any]) -> Any:
+        return jnp.concatenate([jnp.atleast_1d(value) for value in values])
+
+    return Aux(
+        losses={name: flat(values).sum() for name, values in gather("losses").items()},
+        metrics={name: flat(values) for name, values in gather("metrics").items()},
+        updates=gather("updates"),
+    )
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from hybrid.params import Param, map_leaves
 from hybrid.validation import ConfigError
@@ -42,7 +42,7 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, sequence: int = 1, 
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=jax.devices()[:wanted])
 
 
-def spec(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> PartitionSpec:
+def spec(mesh: Mesh | AbstractMesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> PartitionSpec:
     """How an array of this shape and these logical axes lies on the mesh."""
     taken: set[str] = set()
     entries: list[tuple[str, ...] | None] = []

@@ -81,7 +81,7 @@ class Checked:
     """Base of the config dataclasses: types and rules from the annotations, then `check()` for what spans fields."""
 
     def __post_init__(self) -> None:
-        for name, hint in hints(type(self)).items():
+        for name, hint in hints(type(self)).items():  # type: ignore[arg-type]
             object.__setattr__(self, name, checked(name, getattr(self, name), hint))
         self.check()
 
@@ -93,7 +93,7 @@ class Checked:
 def hints(cls: type) -> dict[str, Any]:
     """Field name -> its annotation with rules, resolved."""
     resolved = typing.get_type_hints(cls, include_extras=True)
-    return {field.name: resolved[field.name] for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    return {field.name: resolved[field.name] for field in dataclasses.fields(cls)}
 
 
 def checked(field: str, value: Any, hint: Any) -> Any:
