@@ -1,0 +1,170 @@
+"""The command line of every command: a strict table of flags, and errors of one line. No absl, no jax.
+
+    options = parse(sys.argv[1:], __doc__, flags=("config", "workdir", "dry_run"))
+
+Absl's flags with ml_collections ignore a positional `config.lr=1`, let the last of two equal flags win and show typos
+as tracebacks; here each of those is one line and exit code 2.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from experiments.files import Held
+from hybrid.validation import ConfigError, nearest
+
+
+@dataclass(frozen=True)
+class Flag:
+    """`read` makes the value from the text; a flag without `placeholder` is a switch."""
+
+    placeholder: str
+    read: Callable[[str, str], Any]
+    help: str
+
+
+def _text(name: str, text: str) -> str:
+    if not text:
+        raise ConfigError(name, "must be given a value")
+    return text
+
+
+def _path(name: str, text: str) -> Path:
+    return Path(_text(name, text))
+
+
+def _count(name: str, text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(name, f"{text!r} is not allowed; must be an integer at least 1")
+    return int(text)
+
+
+def _switch(name: str, text: str) -> bool:
+    if text.casefold() not in ("true", "false"):
+        raise ConfigError(name, f"{text!r} is not allowed; must be true or false, or nothing")
+    return text.casefold() == "true"
+
+
+FLAGS = {
+    "config": Flag("FILE", _path, "the study: a Python file with get_config() and, for a sweep, sweep()"),
+    "workdir": Flag("FOLDER", _path, "where everything is kept; the same command again goes on from there"),
+    "dry_run": Flag("", _switch, "list what would run, with its size and time, and write nothing"),
+    "workers": Flag("N", _count, "processes that train side by side (default: one a core, one on an accelerator)"),
+    "status": Flag("", _switch, "show where the study in --workdir stands"),
+    "retry": Flag("", _switch, "take up again the runs that failed by an error of their own, too"),
+    "trial": Flag("FILE", _path, "the config.json of a run: trains it again in its folder, without a Python config"),
+    "stage": Flag("NAME", _text, "end after this stage of the study (tune or confirm)"),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was asked for. `overrides` holds (dotted field, text) of every `--config.FIELD=VALUE`, in order."""
+
+    config: Path | None = None
+    workdir: Path | None = None
+    dry_run: bool = False
+    workers: int | None = None
+    status: bool = False
+    retry: bool = False
+    trial: Path | None = None
+    stage: str | None = None
+    overrides: tuple[tuple[str, str], ...] = ()
+
+    def need(self, *names: str) -> None:
+        """ConfigError unless each of these flags was given."""
+        for name in names:
+            if getattr(self, name) is None:
+                raise ConfigError(f"--{name}", f"must be given, as --{name}={FLAGS[name].placeholder}")
+
+
+def parse(argv: Sequence[str], doc: str | None, flags: Sequence[str]) -> Options:
+    """The options of a command that knows `flags` (names of FLAGS); `--help` prints `doc` and exits."""
+    table = {name: FLAGS[name] for name in flags}
+    if any(word in ("--help", "-h", "--helpfull") for word in argv):
+        print(usage(doc, table))
+        raise SystemExit(0)
+    given: dict[str, str] = {}
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        name, equals, text = word.partition("=")
+        if not word.startswith("--") or len(word) == 2:
+            raise ConfigError(word, _not_a_flag(word, table))
+        name = name[2:]
+        if name not in table and not (name.startswith("config.") and "config" in table):
+            raise ConfigError(f"--{name}", _unknown_flag(name, table))
+        if name in given:
+            raise ConfigError(f"--{name}", f"is given twice ({given[name]!r} and {text or 'again'!r}); give it once")
+        if not equals:
+            text = _next(name, words, table)
+        given[name] = text
+    values: dict[str, Any] = {name: table[name].read(f"--{name}", given[name]) for name in table if name in given}
+    prefix = "config."
+    overrides = [(name[len(prefix) :], text) for name, text in given.items() if name.startswith(prefix)]
+    return Options(**values, overrides=tuple(overrides))
+
+
+def _next(name: str, words: list[str], table: dict[str, Flag]) -> str:
+    if name in table and not table[name].placeholder:
+        return "true"
+    if not words or words[0].startswith("--"):
+        raise ConfigError(f"--{name}", f"must be given a value, as --{name}={_placeholder(name, table)}")
+    return words.pop(0)
+
+
+def _placeholder(name: str, table: dict[str, Flag]) -> str:
+    return table[name].placeholder if name in table else "VALUE"
+
+
+def _not_a_flag(word: str, table: dict[str, Flag]) -> str:
+    bare = word.lstrip("-")
+    name = bare.partition("=")[0]
+    if name in table or name.startswith("config."):
+        return f"is not a flag; did you mean '--{bare}'?"
+    allowed = [f"--{flag}" for flag in table]
+    return f"is not a flag; arguments are --NAME=VALUE{nearest('--' + name, allowed)} (allowed: {', '.join(allowed)})"
+
+
+def _unknown_flag(name: str, table: dict[str, Flag]) -> str:
+    allowed = [f"--{flag}" for flag in table]
+    more = ["--config.FIELD"] if "config" in table else []
+    return f"unknown flag{nearest('--' + name, allowed)} (allowed: {', '.join([*allowed, *more])})"
+
+
+def usage(doc: str | None, table: dict[str, Flag]) -> str:
+    """The text of --help."""
+    rows = [
+        (f"--{name}" + (f"={flag.placeholder}" if flag.placeholder else ""), flag.help) for name, flag in table.items()
+    ]
+    if "config" in table:
+        rows.insert(1, ("--config.FIELD=VALUE", "any field of the config, such as --config.model.d_model=256"))
+    width = max(len(flag) for flag, _ in rows)
+    return "\n".join([(doc or "").strip(), "", *(f"  {flag:<{width}}  {text}" for flag, text in rows)])
+
+
+def main(function: Callable[[list[str]], int | None]) -> NoReturn:
+    """Runs a command and exits: 2 and one line for what a person gave wrongly, 130 for Ctrl-C, else what it returns."""
+    try:
+        code = function(sys.argv[1:]) or 0
+        sys.stdout.flush()
+    except ConfigError as error:
+        code = _refuse(str(error))
+    except Held as held:
+        code = _refuse(f"--workdir: {held}")
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:  # `| head`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    raise SystemExit(code)
+
+
+def _refuse(message: str) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return 2

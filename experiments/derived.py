@@ -1,0 +1,73 @@
+"""What follows from a trial: its pattern written out, parameters, FLOPs, state bytes (config.json's `derived`).
+
+Parameters need no jax. FLOPs and state bytes are counted from the program, which does; they depend on the architecture
+alone and are kept in the cache folder, so that listing a study again is quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from experiments.config import Trial, digest
+from experiments.environment import cache_folder
+from experiments.files import read_json, write_json
+from experiments.versions import code
+from hybrid.accounting import parameters
+from hybrid.config import as_plain
+from hybrid.pattern import compact, summary
+
+
+def derived(trial: Trial, fingerprint: str | None) -> dict[str, Any]:
+    """Everything that is known without counting; `flops_per_token` and `state_bytes` are None where not counted yet.
+
+    flops_per_token: of forward and backward pass, on average over a sequence. state_bytes: of decoding one sequence of
+    the trained length.
+    """
+    model = trial.model
+    symbols = {letter: kind for letter, kind, _ in model.symbols}
+    counted = look_up(trial) or dict.fromkeys(("flops_per_token", "state_bytes"))
+    return {
+        "pattern": list(model.sequence),
+        "compact": compact(model.sequence),
+        "ratio": str(summary(model.pattern, symbols).ratio),
+        "placement": trial.placement or None,
+        "parameters": dataclasses.asdict(parameters(model)),
+        **counted,
+        "fingerprint": fingerprint,
+    }
+
+
+def total_flops(trial: Trial, flops_per_token: float) -> float:
+    """Of the whole training, without its evaluations."""
+    return flops_per_token * trial.train.steps * trial.data.batch_size * trial.data.seq_len
+
+
+def _file(trial: Trial) -> Path:
+    model = {name: value for name, value in as_plain(trial.model).items() if name not in ("remat", "scan_layers")}
+    about = {"model": {**model, "pattern": "".join(trial.model.sequence)}, "length": trial.data.seq_len}
+    return cache_folder() / "counts" / code("hybrid") / f"{digest(about)}.json"
+
+
+def look_up(trial: Trial) -> dict[str, int] | None:
+    """{"flops_per_token", "state_bytes"} if this architecture was counted before, with this code."""
+    try:
+        return read_json(_file(trial))
+    except ValueError:  # a damaged cache entry is counted again
+        return None
+
+
+def count(trial: Trial) -> dict[str, int]:
+    """The same, counted where it is not known (imports jax)."""
+    known = look_up(trial)
+    if known is not None:
+        return known
+    from hybrid.accounting import count as count_program
+
+    # FLOPs are those of the mathematics: what `remat` computes again is not counted.
+    model = dataclasses.replace(trial.model, remat="none")
+    counts = count_program(model, trial.data.seq_len)
+    result = {"flops_per_token": counts.flops.train // trial.data.seq_len, "state_bytes": counts.state_bytes}
+    write_json(_file(trial), result)
+    return result

@@ -1,0 +1,198 @@
+"""The frozen study: manifest.json with every trial whole, then tune.json and confirm.json with the runs of each stage.
+
+What was frozen is compared with what is asked for when the command is typed again: the same study goes on, another one
+is refused with the first field that differs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.config import StudyConfig, identity, trial_from, trial_plain
+from experiments.derived import derived
+from experiments.files import read_json, write_json
+from experiments.runs import RunFolder
+from experiments.study import Choice, Run, Study, choose, confirm, flat
+from experiments.versions import changes, versions
+from hybrid.validation import ConfigError, build, plain
+
+Warn = Callable[[str], None]
+
+OURS = {"manifest.json", "tune.json", "confirm.json", "trials", "report", "lock", "sweep.yaml"}
+
+
+def run_folder(folder: Path, run_id: str) -> RunFolder:
+    return RunFolder(folder / "trials" / run_id)
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """manifest.json, None where no study was frozen; ConfigError where it cannot be read."""
+    try:
+        return read_json(folder / "manifest.json")
+    except (ValueError, OSError) as error:
+        raise ConfigError("--workdir", f"{folder / 'manifest.json'} cannot be read ({error})") from None
+
+
+def check_folder(folder: Path) -> None:
+    """ConfigError unless `folder` can hold a study: writable, and new, empty or a study already. Writes nothing."""
+    parent = folder
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    if not parent.is_dir():
+        raise ConfigError("--workdir", f"{str(folder)!r} is not allowed; {str(parent)!r} is not a folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ConfigError("--workdir", f"{str(folder)!r} cannot be written; no permission in {str(parent)!r}")
+    if folder.is_dir() and not (folder / "manifest.json").exists():
+        strange = sorted({path.name for path in folder.iterdir() if not path.name.startswith(".")} - OURS)
+        if strange:
+            problem = f"{str(folder)!r} holds {strange[0]!r} and no study; must be new, empty or the folder of a study"
+            raise ConfigError("--workdir", problem)
+
+
+# --- the study --------------------------------------------------------------------------------------------------------
+
+
+def _entry(run: Run) -> dict[str, Any]:
+    about = {"id": run.id, "group": run.group, "arm": run.arm, "seed": run.trial.seed, "changed": dict(run.changed)}
+    return {**plain(about), "fingerprint": run.fingerprint, "trial": trial_plain(run.trial)}
+
+
+def describe(study: Study, command: str) -> dict[str, Any]:
+    """manifest.json, as this study is today."""
+    return {
+        "study": study.settings.name,
+        "command": command,
+        "baseline": study.baseline,
+        "settings": plain(study.settings),
+        "versions": versions(),
+        "config": plain(study.values),
+        "duplicates": [{"changed": plain(d.changed), "of": d.of.id} for d in study.duplicates],
+        "trials": [_entry(run) for run in study.runs],
+    }
+
+
+def freeze(folder: Path, study: Study, command: str, machine: Mapping[str, Any], warn: Warn) -> Study:
+    """Writes the study down, or compares it with what was written; the study as it was written goes on.
+
+    `machine` says how the runs are made (threads).
+    """
+    written = read(folder)
+    if written is None:
+        written = {**describe(study, command), "machine": dict(machine)}
+        write_json(folder / "manifest.json", written)
+    else:
+        _compare(folder, written, describe(study, command))
+        _flag_changes(folder, written, machine, warn)
+    study = restore(folder)
+    for run in study.runs:
+        create(folder, run, study.settings.name)
+    if not (folder / "tune.json").exists():
+        runs = [{"id": run.id, "arm": run.arm, "changed": plain(run.changed)} for run in study.runs]
+        write_json(folder / "tune.json", {"stage": "tune", "runs": runs})
+    return study
+
+
+def create(folder: Path, run: Run, study: str) -> None:
+    """config.json of a run that has none yet."""
+    there = run_folder(folder, run.id)
+    if (there.path / "config.json").exists():
+        return
+    about = {"id": run.id, "arm": run.arm, "study": study, "stage": run.stage, "group": run.group}
+    details = {"trial": trial_plain(run.trial), "derived": derived(run.trial, run.fingerprint), "versions": versions()}
+    there.create({**about, **details})
+
+
+def _compare(folder: Path, written: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    def refuse(what: str, before: Any, now: Any) -> ConfigError:
+        problem = f"{str(folder)!r} holds another study: {what} is {before!r} there and {now!r} here"
+        return ConfigError("--workdir", f"{problem}; choose another --workdir, or give the config it was made with")
+
+    for name, before in written["settings"].items():
+        if before != asked["settings"].get(name):
+            raise refuse(f"study.{name}", before, asked["settings"].get(name))
+    for old, new in zip(written["trials"], asked["trials"], strict=False):
+        if (old["id"], old["arm"]) == (new["id"], new["arm"]):
+            continue
+        before, now = _identity(old), _identity(new)
+        for name in {**before, **now}:
+            if before.get(name) != now.get(name):
+                raise refuse(name if name == "arm" else f"{name} of {old['arm']}", before.get(name), now.get(name))
+    if len(written["trials"]) != len(asked["trials"]):
+        raise refuse("the number of trials", len(written["trials"]), len(asked["trials"]))
+
+
+def _identity(entry: Mapping[str, Any]) -> dict[str, Any]:
+    trial = trial_from(entry["trial"])
+    whole = plain(flat(identity(trial, entry["fingerprint"])))
+    whole["data fingerprint"] = whole.pop("fingerprint")
+    return {**whole, "arm": entry["arm"]}
+
+
+def _flag_changes(folder: Path, written: dict[str, Any], machine: Mapping[str, Any], warn: Warn) -> None:
+    """One line, and an entry in the manifest, for versions and machine settings that are not those of before."""
+    latest = {**written["versions"], **written.get("machine", {})}
+    for change in written.get("changes", []):
+        latest.update(change["to"])
+    now = {**versions(), **machine}
+    different = changes(latest, now)
+    if different:
+        what = ", ".join(different)
+        warn(f"changed since this study began: {what}; the runs still to come may differ from the others")
+        moved = {name: value for name, value in now.items() if latest.get(name) != value}
+        written["changes"] = [*written.get("changes", []), {"to": moved}]
+        write_json(folder / "manifest.json", written)
+
+
+def restore(folder: Path) -> Study:
+    """The study that a folder holds, without running any config file."""
+    written = read(folder)
+    if written is None:
+        raise ConfigError("--workdir", f"{str(folder)!r} holds no study; give --config=FILE to begin one")
+    runs = []
+    for entry in written["trials"]:
+        trial = trial_from(entry["trial"])
+        runs.append(Run(entry["id"], entry["group"], trial, entry["fingerprint"], entry["changed"]))
+    return Study(build(StudyConfig, written["settings"], "study"), written["config"], tuple(runs))
+
+
+# --- the second stage -------------------------------------------------------------------------------------------------
+
+
+def freeze_confirm(folder: Path, study: Study, warn: Warn) -> list[Run]:
+    """The runs of the second stage. The choice is written once; only a score that came later makes it anew."""
+    choices = choose(study, lambda run_id: run_folder(folder, run_id).result)
+    runs = confirm(study, choices)
+    content: dict[str, Any] = {
+        "stage": "confirm",
+        "score": f"validation/{study.settings.score}",
+        "choices": {choice.arm: _chosen(choice) for choice in choices},
+        "runs": [{"id": r.id, "arm": r.arm, "seed": r.trial.seed, "changed": plain(r.changed)} for r in runs],
+    }
+    written = read_json(folder / "confirm.json")
+    if written is not None and written != content:
+        moved = [arm for arm, choice in content["choices"].items() if written["choices"].get(arm) != choice]
+        warn(f"tuning runs finished since the second stage began: chosen again for {', '.join(moved)}")
+    for run in runs:
+        create(folder, run, study.settings.name)
+    if written != content:
+        write_json(folder / "confirm.json", content)
+    return runs
+
+
+def _chosen(choice: Choice) -> dict[str, Any]:
+    changed = plain(dict(choice.run.changed)) if choice.run else None
+    return {"run": choice.run.id if choice.run else None, "changed": changed, "scores": dict(choice.scores)}
+
+
+def stages(folder: Path) -> list[tuple[str, Sequence[Mapping[str, Any]]]]:
+    """[(stage, its runs as they were written)] of the stages that were frozen."""
+    found = [(stage, read_json(folder / f"{stage}.json")) for stage in ("tune", "confirm")]
+    return [(stage, content["runs"]) for stage, content in found if content]
+
+
+def say(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)

@@ -1,0 +1,63 @@
+"""How fast this machine trains: FLOPs a second of one worker, kept from the studies it made. For estimates only."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+from pathlib import Path
+
+from experiments.config import digest
+from experiments.environment import cache_folder, threads
+from experiments.files import read_json, write_json
+
+SMALL_MODELS = 0.1
+"""Share of a large matrix product's rate that a small model is assumed to reach."""
+
+
+def accelerator() -> bool:
+    """Whether training will find a GPU or TPU, as far as files tell (jax is not asked)."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if platforms:
+        return platforms.split(",")[0] != "cpu"
+    gpu = any(importlib.util.find_spec(name) for name in ("jax_cuda12_plugin", "jax_cuda13_plugin"))
+    tpu = importlib.util.find_spec("libtpu")
+    return bool((gpu and Path("/dev/nvidia0").exists()) or (tpu and Path("/dev/accel0").exists()))
+
+
+def _file(worker_threads: int) -> Path:
+    about = {"machine": platform.machine(), "node": platform.node(), "gpu": accelerator(), "threads": worker_threads}
+    return cache_folder() / "rates" / f"{digest(about)}.json"
+
+
+def keep(flops_per_second: float, worker_threads: int) -> None:
+    """Remembers what a study reached."""
+    write_json(_file(worker_threads), {"flops_per_second": flops_per_second})
+
+
+def rate(worker_threads: int) -> tuple[float, str]:
+    """(FLOPs a second of one worker, where the figure comes from)."""
+    try:
+        kept = read_json(_file(worker_threads))
+    except ValueError:
+        kept = None
+    if kept:
+        return float(kept["flops_per_second"]), "as the last study here trained"
+    measured = _matrix_product() * worker_threads / threads()
+    words = f"guessed: {SMALL_MODELS:.0%} of a matrix product here, {measured / 1e9:,.0f} GFLOP/s; no study ran yet"
+    return measured * SMALL_MODELS, words
+
+
+def _matrix_product(n: int = 768, times: int = 5) -> float:
+    """FLOPs a second of n x n float32 products by numpy, the best of `times`."""
+    import time
+
+    import numpy as np
+
+    a = np.ones((n, n), np.float32)
+    best = float("inf")
+    for _ in range(times):
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best

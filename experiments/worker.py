@@ -1,0 +1,183 @@
+"""A worker: one long-lived process that trains runs one after another, so that a group's program is compiled once.
+
+    python -m experiments.worker --parent=PID [--trainer=MODULE:FUNCTION]
+
+One JSON line a task on stdin, {"run": path}; one JSON line an answer on stdout, {"run", "outcome"} or {"run", "phase",
+"error"}. What it prints goes to the run's log.txt. It ends with its controller: at the end of stdin, or by the kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import json
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from experiments.runs import Held, RunFolder
+
+Trainer = Callable[..., str]
+"""train(trial, run, programs) -> "done" | "diverged" | "stopped"."""
+
+TRAINER = "experiments.loop:train"
+
+KEPT_PROGRAMS = 8
+"""Compiled groups that a worker keeps; older ones are compiled again from the cache on disk."""
+
+
+def trainer_named(name: str) -> Trainer:
+    """The function `MODULE:FUNCTION`."""
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def train_run(run: RunFolder, trainer: Trainer, programs: dict) -> dict[str, Any]:
+    """Trains one run under its claim and says how it ended: {"outcome"} or {"phase", "error"}. Never raises.
+
+    Phases: `start` (before training), `train`, `oom`, `files` (the disk's fault), `held` (somebody else trains it).
+    """
+    phase = "start"
+    try:
+        with run.claim():
+            run.retry()
+            trial = _begin(run)
+            phase = "train"
+            outcome = str(trainer(trial, run, programs))
+            if outcome != "stopped" and run.result is None:
+                raise RuntimeError(f"training ended as {outcome!r} without a result")
+            while len(programs) > KEPT_PROGRAMS:
+                programs.pop(next(iter(programs)))
+            return {"outcome": outcome}
+    except Exception as error:
+        traceback.print_exc()
+        return {"phase": _phase(error, phase), "error": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
+
+
+def _begin(run: RunFolder) -> Any:
+    """The trial of the folder; its counts are completed first (they need jax, which the controller never loads)."""
+    from experiments.config import trial_from
+    from experiments.derived import count
+    from experiments.versions import code
+
+    record = run.record
+    changed = {"code_changed": True} if record["versions"].get("code") != code() else {}
+    run.event("start", pid=os.getpid(), host=socket.gethostname(), code=code(), **changed)
+    trial = trial_from(record["trial"])
+    if record["derived"].get("flops_per_token") is None:
+        record["derived"].update(count(trial))
+        run.create(record)
+    return trial
+
+
+def _phase(error: Exception, phase: str) -> str:
+    if isinstance(error, MemoryError) or is_out_of_memory(str(error)):
+        return "oom"
+    if isinstance(error, Held):
+        return "held"
+    return "files" if isinstance(error, OSError) else phase
+
+
+def is_out_of_memory(text: str) -> bool:
+    """Whether an error's text is one of those that mean that memory was not enough."""
+    return any(words in text for words in ("RESOURCE_EXHAUSTED", "Out of memory", "std::bad_alloc", "MemoryError"))
+
+
+# --- the process ------------------------------------------------------------------------------------------------------
+
+
+def die_with(parent: int) -> None:
+    """Asks the kernel to kill this process when its parent dies (Linux); elsewhere the end of stdin does it."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before we asked
+        os._exit(1)
+
+
+class Inbox:
+    """Lines of stdin, read by a thread: the end of it is noticed during training too, and ends the process."""
+
+    def __init__(self) -> None:
+        self._tasks: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in sys.stdin:
+            self._tasks.put(line)
+        os._exit(0)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        while (line := self._tasks.get()) is not None:
+            yield json.loads(line)
+
+    def close(self) -> None:
+        self._tasks.put(None)
+
+
+@contextlib.contextmanager
+def printing_to(path: Path) -> Iterator[None]:
+    """Everything that the process prints, libraries in C too, is added to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    os.close(descriptor)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def main(arguments: dict[str, str]) -> int:
+    die_with(int(arguments["parent"]))
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    inbox = Inbox()
+    stop = threading.Event()
+
+    def stop_soon(signum: int, _frame: Any) -> None:
+        stop.set()
+        inbox.close()
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's; it sends SIGTERM
+    signal.signal(signal.SIGTERM, stop_soon)
+    trainer: Trainer | None = None
+    programs: dict = {}
+    for task in inbox:
+        run = RunFolder(task["run"])
+        with printing_to(run.log):
+            try:
+                if trainer is None:
+                    from experiments.environment import prepare
+
+                    prepare()
+                    trainer = trainer_named(arguments.get("trainer", TRAINER))
+                answer = {"outcome": "stopped"} if stop.is_set() else train_run(run, trainer, programs)
+            except Exception as error:  # the trainer itself cannot be imported
+                traceback.print_exc()
+                answer = {"phase": "start", "error": f"{type(error).__name__}: {error}"}
+            signal.signal(signal.SIGTERM, stop_soon)
+        os.write(answers, (json.dumps({"run": str(run.path), **answer}) + "\n").encode())
+        if stop.is_set() or answer.get("outcome") == "stopped":
+            return 143
+        if answer.get("phase") == "oom":  # the next run gets a process with all its memory
+            return 1
+    return 143 if stop.is_set() else 0
+
+
+if __name__ == "__main__":
+    given = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[1:])
+    code = main(given)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # without waiting for threads of libraries
