@@ -1,0 +1,246 @@
+"""Training of one run, from wherever it stands to its result.
+
+What a run is at step t follows from its trial alone: parameters and moments (a checkpoint), random key = fold_in(root,
+t), batch = data[t]. So a run that was cut off restores the newest checkpoint that verifies, cuts its metrics to it and
+goes on; what it writes is the same to the last bit.
+
+Order at a step: the row of training, the evaluation, the checkpoint, so that a checkpoint counts the rows up to it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+import jax
+import numpy as np
+
+from experiments.checkpoint import Checkpoints, refuse_other
+from experiments.config import Trial, group_id, identity
+from experiments.derived import count
+from experiments.recorder import Recorder, Watch
+from experiments.runs import RunFolder
+from experiments.signals import Stop
+from experiments.states import TrainState, host, live, saved, saved_shapes
+from experiments.step import Program
+from hybrid.accounting import parameters
+
+Outcome = Literal["done", "diverged", "stopped"]
+
+SPLITS = ("validation", "test")
+
+
+class Source(Protocol):
+    """What training asks of its data (experiments.data.Data)."""
+
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def token_bytes(self) -> np.ndarray: ...
+    def batches(self, start_step: int = 0) -> Any: ...
+    def evaluation(self, split: Any) -> list[dict[str, Any]]: ...
+
+
+def train(
+    trial: Trial,
+    run: RunFolder,
+    programs: dict[str, Program],
+    *,
+    stop: Stop | None = None,
+    watch: Watch | None = None,
+    data: Source | None = None,
+) -> Outcome:
+    """Trains `trial` in its run folder, which the caller has claimed, and commits the result.
+
+    programs: keeps the compiled steps of each group for the next runs of this process. stop: for callers that want to
+    know which signal came. data: instead of what trial.data names. Raises ConfigError where checkpoints or data are not
+    those of this trial.
+    """
+    if run.result is not None:
+        return run.result["status"]
+    with stop or Stop() as asked:
+        data = _load(trial) if data is None else data
+        derived = run.record["derived"]
+        recorded = derived.get("fingerprint") or data.fingerprint
+        refuse_other({"fingerprint": recorded}, {"fingerprint": data.fingerprint}, run.path)
+        group = group_id(trial, data.fingerprint)
+        if group not in programs:
+            programs[group] = Program(trial)
+        flops = derived.get("flops_per_token") or count(trial)["flops_per_token"]
+        recorder = Recorder(trial, run, data.token_bytes, flops, watch)
+
+        def refused(step: int, reason: str) -> None:
+            run.event("refused", step=step, reason=reason)
+
+        with Checkpoints(run.checkpoints, trial.checkpoint.keep, refused) as checkpoints:
+            return _Training(trial, recorder, data, programs[group], checkpoints, asked).train()
+
+
+def _load(trial: Trial) -> Source:
+    from experiments.data import load
+
+    return load(trial.data, seed=trial.seed, evaluation_sequences=trial.evaluate.sequences)
+
+
+class _Training:
+    """One call of `train`."""
+
+    def __init__(
+        self, trial: Trial, recorder: Recorder, data: Source, program: Program, checkpoints: Checkpoints, stop: Stop
+    ):
+        self.trial, self.recorder, self.run, self.data = trial, recorder, recorder.run, data
+        self.program, self.checkpoints, self.stop = program, checkpoints, stop
+        self.identity = identity(trial, data.fingerprint)
+        self.values = program.values(trial)
+        self.compiled = program.seconds
+        self.behind: tuple[int, Any, np.ndarray] | None = None
+        self.state, self.step = self._begin()
+        self.saved = self.step
+        """The step of the last checkpoint."""
+
+    def train(self) -> Outcome:
+        self.recorder.open()
+        result: dict[str, Any] | None = {"status": "failed"}
+        try:
+            result = self._train()
+        finally:
+            self.recorder.close(result)
+        return "stopped" if result is None else result["status"]
+
+    # ------------------------------------------------------------------------------------------------ from and to disk
+    def _begin(self) -> tuple[TrainState, int]:
+        model, program = self.trial.model, self.program
+        rows = self.recorder.rows
+
+        def check(about: Mapping[str, Any]) -> str:
+            refuse_other(about["identity"], self.identity, self.run.path)
+            there = self.recorder.count(about["step"])
+            return "" if there == about["rows"] else f"metrics.jsonl has {there} of the {about['rows']} rows up to it"
+
+        begun = bool(rows) or self.run.reached() > 0
+        found = self.checkpoints.newest(saved_shapes(model, program.shapes, program.mesh), check)
+        step = found.step if found else 0
+        self.run.cut(step)
+        self.recorder.rows = self.run.rows()
+        if found is None:
+            state = program.init(self.values)
+            self._note_compiled()
+        else:
+            state = live(model, program.shapes, program.shardings, found.tree)
+            self.recorder.seconds_before = found.about["seconds"]
+        if begun:
+            self.run.event("resume", step=step)
+        return state, step
+
+    def _save(self) -> None:
+        """Of the current state. A row is on disk before a checkpoint that counts it is begun."""
+        step = int(jax.device_get(self.state.step))
+        if step == self.saved:
+            return
+        begun = time.perf_counter()
+        self.run.sync()
+        about = {"identity": self.identity, "step": step, "rows": self.recorder.count(step)}
+        about["seconds"] = round(self.recorder.seconds, 3)
+        self.checkpoints.save(step, saved(host(self.state)), about)
+        self.saved = step
+        seconds = time.perf_counter() - begun
+        self.run.event("checkpoint", step=step, seconds=round(seconds, 4))
+        self.recorder.skip(seconds)
+
+    # ------------------------------------------------------------------------------------------------------- the steps
+    def _train(self) -> dict[str, Any] | None:
+        """done.json's content, None where it was stopped."""
+        finite = self._advance() and self._look()
+        if not finite:
+            return self._finish("diverged")
+        if self.step < self.trial.train.steps or not self._score():
+            self._save()
+            self.checkpoints.wait()
+            self.run.event("stopped", step=self.step)
+            return None
+        return self._finish("done")
+
+    def _advance(self) -> bool:
+        """Steps until the last one, a wish to stop, or a loss that is not finite (False)."""
+        steps, every = self.trial.train.steps, self.trial.checkpoint.every
+        if self.step == steps or not self._score():  # it was cut off between a step and its evaluation
+            return True
+        with self.data.batches(self.step) as batches:
+            ready = self._next(batches)
+            while self.step < steps and not self.stop.asked:
+                batch, labels = ready
+                self.state, metrics = self.program.train_step(self.state, batch, self.values)
+                self.step += 1
+                if self.step < steps:
+                    ready = self._next(batches)  # while the device works
+                if not self._look():  # at the step before
+                    return False
+                self.behind = (self.step, metrics, labels)
+                self._note_compiled()
+                if self._is_due(self.step) or self.step % every == 0:
+                    if not self._look():
+                        return False
+                    if self._score() and self.step % every == 0:
+                        self._save()
+        return True
+
+    def _next(self, batches: Any) -> tuple[Any, np.ndarray]:
+        batch = next(batches)
+        return self.program.put(batch), batch["labels"]
+
+    def _look(self) -> bool:
+        """Looks at the step that is behind; False where it was not finite."""
+        if self.behind is None:
+            return True
+        (step, metrics, labels), self.behind = self.behind, None
+        if not jax.device_get(metrics["finite"]):
+            self._save()  # of the state before that step
+            self.step = step
+            self.recorder.training(step, {**jax.device_get(metrics), "loss": math.nan}, labels)
+            return False
+        if step % self.trial.train.log_every == 0 or step == self.trial.train.steps:
+            self.recorder.training(step, jax.device_get(metrics), labels)
+        return True
+
+    def _note_compiled(self) -> None:
+        self.recorder.compiled(self.program.seconds - self.compiled)
+        self.compiled = self.program.seconds
+
+    # -------------------------------------------------------------------------------------------------- the evaluation
+    def _is_due(self, step: int) -> bool:
+        return step > 0 and (step % self.trial.evaluate.every == 0 or step == self.trial.train.steps)
+
+    def _score(self) -> bool:
+        """Evaluates what is due at this step and was not; False where it was asked to stop in the midst of it."""
+        begun = time.perf_counter()
+        splits = SPLITS if self.step == self.trial.train.steps else SPLITS[:1]
+        for split in splits if self._is_due(self.step) else ():
+            if self.recorder.has(self.step, f"{split}/loss"):
+                continue
+            fixed = self.program.evaluation(split, functools.partial(self.data.evaluation, split))
+            results = []
+            for batch, _ in fixed:
+                if self.stop.asked:
+                    return False
+                results.append(self.program.eval_step(self.state.params, batch))
+            self._note_compiled()
+            nats, scored = zip(*jax.device_get(results), strict=True)
+            size = sum(self.recorder.amount(labels)[1] for _, labels in fixed)
+            self.recorder.scores(self.step, split, sum(map(float, nats)), sum(map(int, scored)), size)
+        self.recorder.skip(time.perf_counter() - begun)
+        return True
+
+    def _finish(self, status: Literal["done", "diverged"]) -> dict[str, Any]:
+        """Commits the result; a model whose scores are not finite has diverged too."""
+        result = self.recorder.result(status, self.step, parameters(self.trial.model).total)
+        scores = [result[split]["loss"] for split in SPLITS]
+        if status == "done" and not all(score is not None and math.isfinite(score) for score in scores):
+            result["status"] = "diverged"
+        self._save()
+        self.checkpoints.wait()
+        self.run.finish(result)
+        self.run.event(result["status"], step=self.step)
+        return result

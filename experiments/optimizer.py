@@ -1,0 +1,155 @@
+"""AdamW with warm-up, from an OptimizerConfig and the declarations of a model.
+
+    optimizer = adamw(config.optimizer, declarations(model), steps)
+    updates, state = optimizer.update(gradients, state, params, values=values, step=step, norm=norm)
+
+What trials of one group differ in (`Values`) is traced: one compiled program serves every learning rate, weight decay,
+warm-up and seed. Decay, rate and trainability of a leaf come from its Param.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from experiments.config import OptimizerConfig, Trial
+from hybrid.params import Param, map_leaves
+
+Tree = Any
+Scalar = Float[Array, ""]
+
+
+@struct.dataclass
+class Values:
+    """What a compiled program takes as numbers: all that may differ between the trials of a group."""
+
+    learning_rate: Any
+    """() the highest rate of the schedule"""
+    weight_decay: Any
+    """()"""
+    warmup_steps: Any
+    """()"""
+    key: Any
+    """The random key that initial values and dropout are drawn from."""
+
+
+def values_of(trial: Trial) -> Values:
+    """The traced values of a trial, on the default device."""
+    optimizer = trial.optimizer
+    return Values(
+        learning_rate=jnp.asarray(optimizer.learning_rate, float),
+        weight_decay=jnp.asarray(optimizer.weight_decay, float),
+        warmup_steps=jnp.asarray(optimizer.warmup_steps, float),
+        key=jax.random.key(trial.seed),
+    )
+
+
+# --- schedules --------------------------------------------------------------------------------------------------------
+# Each gives the share of the highest rate after warm-up; `done` counts the steps so far, this one included.
+
+
+def constant(config: OptimizerConfig, done: Scalar, warmup: Scalar, steps: int) -> Scalar:
+    return jnp.ones_like(done)
+
+
+def cosine(config: OptimizerConfig, done: Scalar, warmup: Scalar, steps: int) -> Scalar:
+    """Half a cosine from the end of the warm-up to the last step, at final_fraction (Loshchilov & Hutter 2017)."""
+    progress = jnp.clip((done - warmup) / jnp.maximum(steps - warmup, 1), 0, 1)
+    return config.final_fraction + (1 - config.final_fraction) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+
+
+def wsd(config: OptimizerConfig, done: Scalar, warmup: Scalar, steps: int) -> Scalar:
+    """Stable, then a straight line to final_fraction in the last decay_fraction of the steps (Hu et al. 2024)."""
+    length = config.decay_fraction * steps
+    if length == 0:
+        return jnp.ones_like(done)
+    progress = jnp.clip((done - (steps - length)) / length, 0, 1)
+    return 1 - (1 - config.final_fraction) * progress
+
+
+SCHEDULES: dict[str, Callable[..., Scalar]] = {"constant": constant, "cosine": cosine, "wsd": wsd}
+
+
+def learning_rate(config: OptimizerConfig, values: Values, step: Int[Array, ""], steps: int) -> Scalar:
+    """The rate of step 0, 1, ..., `steps` - 1: a straight line up to the first full step, then the schedule."""
+    done = (step + 1).astype(values.learning_rate.dtype)
+    warm = jnp.minimum(done / jnp.maximum(values.warmup_steps, 1), 1)
+    return values.learning_rate * warm * SCHEDULES[config.schedule](config, done, values.warmup_steps, steps)
+
+
+# --- AdamW ------------------------------------------------------------------------------------------------------------
+
+
+def adamw(
+    config: OptimizerConfig, declarations: Mapping[str, Any], steps: int
+) -> optax.GradientTransformationExtraArgs:
+    """Clipping by global norm, Adam, decoupled weight decay, learning rate (Loshchilov & Hutter 2019).
+
+    `update` takes values, step () int32, and norm () the global norm of the gradients. Moments are at least float32;
+    leaves that are not trainable have none, and no update.
+    """
+    trained = map_leaves(lambda _, param: param.trainable, declarations)
+    adam = optax.masked(optax.scale_by_adam(config.b1, config.b2, config.eps), trained)
+    chain = optax.chain(_clip(config.clip_norm), adam, _rated(config, declarations, steps))
+
+    def init(params: Tree) -> Tree:
+        return chain.init(precise(params))
+
+    def update(updates: Tree, state: Tree, params: Tree = None, **values: Any) -> tuple[Tree, Tree]:
+        return chain.update(precise(updates), state, params, **values)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def precise(tree: Tree) -> Tree:
+    """Every leaf in at least float32."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree)
+
+
+def _clip(limit: float | None) -> optax.GradientTransformationExtraArgs:
+    """Scales the gradients down to a global norm of `limit`. The norm is given: it is also a metric."""
+
+    def update(updates: Tree, state: Tree, params: Tree = None, *, norm: Scalar, **_: Any) -> tuple[Tree, Tree]:
+        if limit is None:
+            return updates, state
+        scale = limit / jnp.maximum(norm, limit)
+        return jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def _rated(
+    config: OptimizerConfig, declarations: Mapping[str, Any], steps: int
+) -> optax.GradientTransformationExtraArgs:
+    """-rate · learning rate · (update + weight decay · parameter), by the declaration of each leaf."""
+
+    def update(
+        updates: Tree, state: Tree, params: Tree = None, *, values: Values, step: Int[Array, ""], **_: Any
+    ) -> tuple[Tree, Tree]:
+        rate = learning_rate(config, values, step, steps)
+
+        def one(param: Param, change: Array, value: Array) -> Array:
+            if not param.trainable:
+                return jnp.zeros_like(change)
+            if param.decay:
+                change = change + values.weight_decay.astype(change.dtype) * value.astype(change.dtype)
+            return -(param.rate * rate).astype(change.dtype) * change
+
+        return jax.tree.map(one, declarations, updates, params, is_leaf=lambda leaf: isinstance(leaf, Param)), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def global_norm(tree: Tree) -> Scalar:
+    """Euclidean norm over all leaves. Squares are summed as dot products: jaxlib 0.10.2 can crash in a plain sum."""
+    total = jnp.zeros((), jnp.float32)
+    for leaf in jax.tree.leaves(precise(tree)):
+        axes = list(range(leaf.ndim))
+        total = total + jnp.einsum(leaf, axes, leaf, axes, [])
+    return jnp.sqrt(total)

@@ -1,0 +1,126 @@
+"""What a run says while it trains: deterministic rows, events with times, the mirror, the progress."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from experiments import tracking
+from experiments.config import Trial
+from experiments.runs import RunFolder
+from hybrid.losses import IGNORED
+
+Watch = Callable[[Mapping[str, Any]], None]
+"""Called with {"step", "steps", "loss", "tokens_per_second"} now and then."""
+
+SPEED_SECONDS = 1.0
+"""Least time between two speeds in events.jsonl."""
+
+
+class Recorder:
+    """Writes the rows and events of one run. `rows` are those that metrics.jsonl has."""
+
+    def __init__(
+        self, trial: Trial, run: RunFolder, token_bytes: np.ndarray, flops_per_token: float, watch: Watch | None = None
+    ):
+        self.trial, self.run = trial, run
+        self.rows = run.rows()
+        self.seconds_before = 0.0
+        """Of training before this process, as the checkpoint says."""
+        self._token_bytes, self._flops_per_token, self._watch = token_bytes, flops_per_token, watch
+        self._begun = self._last = time.perf_counter()
+        self._last_step: int | None = None
+        self._mirror: tracking.Mirror | None = None
+
+    # ----------------------------------------------------------------------------------------------------------- rows
+    def training(self, step: int, metrics: Mapping[str, Any], labels: np.ndarray) -> None:
+        """The row of a step of training; metrics: host numbers."""
+        scored, size = self.amount(labels)
+        values = {f"train/{name}": float(value) for name, value in metrics.items() if name != "finite"}
+        loss = values.pop("train/loss")
+        bits = loss * scored / (math.log(2) * size) if size else None
+        self._row(step, {"train/loss": loss, "train/bits_per_byte": bits, **values})
+        self._speed(step, loss)
+
+    def scores(self, step: int, split: str, nats: float, scored: int, size: int) -> None:
+        """The row of an evaluation: nats over `scored` positions, whose labels have `size` bytes."""
+        bits = nats / (math.log(2) * size) if size else None
+        self._row(step, {f"{split}/loss": nats / max(scored, 1), f"{split}/bits_per_byte": bits})
+
+    def amount(self, labels: np.ndarray) -> tuple[int, int]:
+        """(scored positions, bytes of their labels)."""
+        there = labels[labels != IGNORED]
+        return there.size, int(self._token_bytes[there].sum())
+
+    def has(self, step: int, name: str) -> bool:
+        return any(row["step"] == step and name in row for row in self.rows)
+
+    def count(self, step: int) -> int:
+        """Rows up to `step`."""
+        return sum(row["step"] <= step for row in self.rows)
+
+    def _row(self, step: int, values: Mapping[str, Any]) -> None:
+        row = {**self._at(step), **values}
+        self.run.append(row)
+        self.rows.append(row)
+        if self._mirror is not None:
+            self._mirror.log(row)
+
+    def _at(self, step: int) -> dict[str, Any]:
+        tokens = step * self.trial.data.batch_size * self.trial.data.seq_len
+        return {"step": step, "tokens": tokens, "flops": int(tokens * self._flops_per_token)}
+
+    # ---------------------------------------------------------------------------------------------------------- times
+    def compiled(self, seconds: float) -> None:
+        if seconds > 0:
+            self.run.event("compiled", seconds=round(seconds, 3))
+
+    def skip(self, seconds: float) -> None:
+        """Leaves out time that was not training: speeds are those of steps alone."""
+        self._last += seconds
+
+    @property
+    def seconds(self) -> float:
+        """Of all processes that brought the run here."""
+        return self.seconds_before + time.perf_counter() - self._begun
+
+    def _speed(self, step: int, loss: float) -> None:
+        now = time.perf_counter()
+        if self._last_step is None:
+            self._last, self._last_step = now, step
+        elapsed = now - self._last
+        if elapsed < SPEED_SECONDS and step < self.trial.train.steps:
+            return
+        tokens = (step - self._last_step) * self.trial.data.batch_size * self.trial.data.seq_len
+        self._last, self._last_step = now, step
+        if tokens and elapsed > 0:
+            speed = round(tokens / elapsed, 1)
+            self.run.event("speed", step=step, tokens_per_second=speed, loss=round(loss, 5))
+            if self._watch is not None:
+                steps = self.trial.train.steps
+                self._watch({"step": step, "steps": steps, "loss": loss, "tokens_per_second": speed})
+
+    # --------------------------------------------------------------------------------------------- the mirror, the end
+    def open(self) -> None:
+        """Begins to mirror; what is there already is sent first."""
+        self._mirror = tracking.open(self.trial.tracking, self.run.record, self.run)
+
+    def close(self, result: Mapping[str, Any] | None) -> None:
+        """result: done.json, {"status": "failed"}, or None where the run goes on another time."""
+        if self._mirror is not None:
+            self._mirror.close(result)
+
+    def result(self, status: str, step: int, parameters: int) -> dict[str, Any]:
+        """done.json, with the last scores of each split."""
+        scores = {split: self._score(split) for split in ("validation", "test")}
+        seconds = round(self.seconds, 3)
+        return {"status": status, **self._at(step), **scores, "parameters": parameters, "seconds": seconds}
+
+    def _score(self, split: str) -> dict[str, float | None]:
+        name = f"{split}/loss"
+        row: Mapping[str, Any] = next((row for row in reversed(self.rows) if name in row), {})
+        return {"loss": row.get(name), "bits_per_byte": row.get(f"{split}/bits_per_byte")}
