@@ -1,0 +1,189 @@
+"""Softmax attention with grouped queries, over positions that may stand in any order.
+
+A query sees a key when all of these hold: the key is valid, both are of one segment, the key's position is not later
+(`causal`), and it is less than `window` away. Positions and not indices decide, so that a cache may keep its keys in
+any slots. A query that sees no key gives zeros, and zero gradients. The forms compute the same values and gradients:
+
+`reference`  the definition, head by head.
+`plain`      all scores at once; grouped queries share their keys without repeating them. For short sequences.
+`chunked`    tiles of scores with a running softmax and a written derivative (Dao 2023, FlashAttention-2): memory linear
+             in the length, and tiles in which nothing is visible are skipped (hybrid/ops/flash.py).
+`fused`      `jax.nn.dot_product_attention`: cuDNN on a GPU where it applies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from hybrid.ops.flash import flash_attention
+from hybrid.ops.forms import accumulator, by_platform, lookup
+from hybrid.ops.visibility import NEGLIGIBLE, Visibility
+from hybrid.validation import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """One call, checked and with its defaults filled in."""
+
+    q: jax.Array  # (batch, q_length, n_heads, head_dim)
+    k: jax.Array  # (batch, k_length, n_kv_heads, head_dim)
+    v: jax.Array  # (batch, k_length, n_kv_heads, value_dim)
+    visibility: Visibility
+    scale: float
+    softcap: float | None
+    bias: jax.Array | None  # (batch or 1, n_heads or 1, q_length, k_length)
+    in_order: bool  # both positions are 0, 1, 2, ...
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    q_positions: jax.Array | None = None,
+    k_positions: jax.Array | None = None,
+    q_segments: jax.Array | None = None,
+    k_segments: jax.Array | None = None,
+    k_valid: jax.Array | None = None,
+    causal: bool = True,
+    window: int | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    bias: jax.Array | None = None,
+    form: str = "auto",
+) -> jax.Array:
+    """softmax(softcap(scale q k) + bias) v over the visible keys: (batch, q_length, n_heads, value_dim), dtype of q.
+
+    q: (batch, q_length, n_heads, head_dim); k, v: (batch, k_length, n_kv_heads, head_dim); query head h reads key
+    head h // (n_heads / n_kv_heads). Positions: (batch, length) integers, or None for 0, 1, 2, ... (inside one packed
+    document the index serves as well as the position; `fused` needs None to be fast). Segments: (batch, length), both
+    or neither. k_valid: (batch, k_length) bool. window: the number of keys seen, the query's own included; without
+    `causal` the keys less than `window` away on both sides. scale: 1 / sqrt(head_dim) if None. softcap: c tanh(s / c).
+    bias: (batch or 1, n_heads or 1, q_length, k_length). Softmax in float32 at least (float64 where an input is).
+
+    Time is quadratic in the length, linear with a window in the `chunked` form. `auto` takes `plain` for small score
+    matrices, else `fused` on a GPU where positions, segments, softcap and k_valid allow it, else `chunked`.
+    """
+    call = _checked(
+        q, k, v, q_positions, k_positions, q_segments, k_segments, k_valid, causal, window, scale, softcap, bias
+    )
+    return lookup(_FORMS, _automatic(call) if form == "auto" else form)(call).astype(q.dtype)
+
+
+def _checked(q, k, v, q_positions, k_positions, q_segments, k_segments, k_valid, causal, window, scale, softcap, bias):
+    batch, q_length, n_heads, head_dim = q.shape
+    k_length, n_kv_heads = k.shape[1:3]
+    if k.shape[0] != batch or k.shape[3] != head_dim or v.shape[:3] != k.shape[:3]:
+        raise ConfigError("k", f"shapes q {q.shape}, k {k.shape}, v {v.shape} do not fit")
+    if n_heads % n_kv_heads:
+        raise ConfigError("n_kv_heads", f"{n_kv_heads} is not allowed; must divide n_heads = {n_heads}")
+    if (q_segments is None) != (k_segments is None):
+        raise ConfigError("k_segments", "must be given together with q_segments")
+    if window is not None and window < 1:
+        raise ConfigError("window", f"{window} is not allowed; must be at least 1")
+    if bias is not None and (
+        bias.shape[2:] != (q_length, k_length) or bias.shape[0] not in (1, batch) or bias.shape[1] not in (1, n_heads)
+    ):
+        allowed = f"({batch} or 1, {n_heads} or 1, {q_length}, {k_length})"
+        raise ConfigError("bias", f"shape {bias.shape} is not allowed; must be {allowed}")
+    in_order = q_positions is None and k_positions is None
+
+    def positions(given: jax.Array | None, length: int) -> jax.Array:
+        return jnp.broadcast_to(jnp.arange(length) if given is None else given, (batch, length))
+
+    visibility = Visibility(
+        positions(q_positions, q_length),
+        positions(k_positions, k_length),
+        q_segments,
+        k_segments,
+        k_valid,
+        causal=causal,
+        window=window,
+    )
+    return _Call(q, k, v, visibility, head_dim**-0.5 if scale is None else scale, softcap, bias, in_order)
+
+
+def _reference(call: _Call) -> jax.Array:
+    """The definition: one head after another, minus infinity for what is not seen."""
+    visible = call.visibility.mask()
+    group = call.q.shape[2] // call.k.shape[2]
+    outputs = []
+    for head in range(call.q.shape[2]):
+        q, k, v = call.q[:, :, head], call.k[:, :, head // group], call.v[:, :, head // group]
+        scores = call.scale * jnp.einsum("bqd,bkd->bqk", q, k)
+        if call.softcap is not None:
+            scores = call.softcap * jnp.tanh(scores / call.softcap)
+        if call.bias is not None:
+            scores = scores + call.bias[:, head % call.bias.shape[1]]
+        sees = visible.any(-1, keepdims=True)  # softmax of nothing but minus infinity is not a number
+        weights = jax.nn.softmax(jnp.where(visible, scores, jnp.where(sees, -jnp.inf, 0.0)), axis=-1)
+        outputs.append(jnp.einsum("bqk,bkd->bqd", jnp.where(visible, weights, 0), v))
+    return jnp.stack(outputs, axis=2)
+
+
+def _plain(call: _Call) -> jax.Array:
+    dtype = accumulator(call.q, call.k, call.v)
+    batch, q_length, n_heads, head_dim = call.q.shape
+    n_kv_heads = call.k.shape[2]
+    q = call.q.reshape(batch, q_length, n_kv_heads, n_heads // n_kv_heads, head_dim)
+    scores = call.scale * jnp.einsum("bqhgd,bkhd->bhgqk", q, call.k, preferred_element_type=dtype)
+    if call.softcap is not None:
+        scores = call.softcap * jnp.tanh(scores / call.softcap)
+    if call.bias is not None:
+        bias = jnp.broadcast_to(call.bias, (call.bias.shape[0], n_heads, *call.bias.shape[2:]))
+        scores = scores + bias.reshape(bias.shape[0], *scores.shape[1:]).astype(dtype)
+    visible = call.visibility.mask()[:, None, None]
+    scores = jnp.where(visible, scores, NEGLIGIBLE)
+    highest = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+    weights = jnp.where(visible, jnp.exp(scores - highest), 0)
+    total = weights.sum(-1, keepdims=True)
+    weights = weights / jnp.where(total == 0, 1, total)
+    out = jnp.einsum("bhgqk,bkhd->bqhgd", weights.astype(call.v.dtype), call.v, preferred_element_type=dtype)
+    return out.reshape(batch, q_length, n_heads, -1)
+
+
+def _chunked(call: _Call) -> jax.Array:
+    return flash_attention(call.q, call.k, call.v, call.visibility, call.bias, call.scale, call.softcap)
+
+
+def _fused(call: _Call) -> jax.Array:
+    if call.softcap is not None:
+        raise ConfigError("form", "'fused' has no softcap; use 'chunked' or 'plain'")
+    if call.v.shape[-1] != call.q.shape[-1]:
+        raise ConfigError("form", "'fused' needs values as wide as keys; use 'chunked' or 'plain'")
+    vis = call.visibility
+    if _is_simple(call):
+        window = None if vis.window is None else (vis.window - 1, 0 if vis.causal else vis.window - 1)
+        return jax.nn.dot_product_attention(
+            call.q, call.k, call.v, call.bias, scale=call.scale, is_causal=vis.causal, local_window_size=window
+        )
+    mask = vis.mask()
+    out = jax.nn.dot_product_attention(call.q, call.k, call.v, call.bias, mask[:, None], scale=call.scale)
+    return jnp.where(mask.any(-1)[:, :, None, None], out, 0)
+
+
+def _is_simple(call: _Call) -> bool:
+    """Causality and window follow from the indices alone, and every query sees itself."""
+    vis = call.visibility
+    square = call.q.shape[1] == call.k.shape[1]
+    return call.in_order and square and vis.q_segments is None and vis.k_valid is None
+
+
+_Form = Callable[[_Call], jax.Array]
+_FORMS: dict[str, _Form] = {"reference": _reference, "plain": _plain, "chunked": _chunked, "fused": _fused}
+FORMS = tuple(_FORMS)
+
+_PLAIN_UP_TO = 256 * 256  # scores a head
+_LONG = {"gpu": "fused", "other": "chunked"}
+
+
+def _automatic(call: _Call) -> str:
+    if call.q.shape[1] * call.k.shape[1] <= _PLAIN_UP_TO or call.q.shape[1] == 1:
+        return "plain"
+    long = by_platform(_LONG)
+    fits = _is_simple(call) and call.softcap is None and call.bias is None and call.v.shape[-1] == call.q.shape[-1]
+    return "chunked" if long == "fused" and not fits else long
