@@ -9,6 +9,7 @@ import contextlib
 import functools
 import io
 import logging
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,7 @@ class TextDocuments:
             builder = _builder_class()(read=lambda: _not_empty(read()), data_dir=folder, file_format="array_record")
             there = builder.is_prepared()
         if not there:
+            shutil.rmtree(folder, ignore_errors=True)  # what a killed process left; the caller is alone
             progress(f"writing {folder.name} as array_record")
             with _quiet():
                 builder.download_and_prepare()

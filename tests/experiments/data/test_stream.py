@@ -52,7 +52,7 @@ def test_no_text_is_in_two_splits(config, texts: Path) -> None:
     for split_seed in range(5):
         rows = table(prepare(config(split_seed=split_seed)))
         assert len(rows) == 50
-        found = {split: {row["group"] for row in rows if row["split"] == split} for split in SPLITS}
+        found = {split: {(texts / row["id"]).read_bytes() for row in rows if row["split"] == split} for split in SPLITS}
         assert not found["train"] & found["validation"]
         assert not found["train"] & found["test"]
         assert not found["validation"] & found["test"]
@@ -128,8 +128,11 @@ def test_a_preparation_that_breaks_off_leaves_nothing_that_counts(config, home: 
     leftover = home / "tokens" / f".{stream._folder(config()).name}.unfinished"
     leftover.mkdir()  # of a process that was killed
     (leftover / "train.npy").write_bytes(b"half")
+    for path in (home / "tfds").glob("*/hybrid_text/*"):  # and half of a data set
+        path.rename(path.with_name("1.0.0.incomplete.ABC"))
     folder = prepare(config())
     assert not leftover.exists()
+    assert [path.name for path in (home / "tfds").glob("*/hybrid_text/*")] == ["1.0.0"]
     assert len(np.load(folder / "train.npy")) > 100
 
 

@@ -46,6 +46,12 @@ def test_the_separator_is_the_last_token_and_has_no_bytes(make) -> None:
     assert tokenizer.decode([tokenizer.vocab_size - 1]) == ""
 
 
+def test_a_full_bpe_leaves_the_last_id_to_the_separator() -> None:
+    tokenizer = BytePair.train(TEXT, 265)
+    assert np.count_nonzero(tokenizer.token_bytes()) == 264
+    assert max(tokens.max() for tokens in tokenizer.encode(TEXT)) == 263
+
+
 def test_a_torn_character_is_shown_as_one() -> None:
     assert Bytes().decode("🎭".encode()[:2]) == "\ufffd"
 
