@@ -160,7 +160,11 @@ def summary(run: RunFolder, result: Mapping[str, Any] | None, status: str) -> di
     for part in ("validation", "test"):
         made |= {f"final/{part}/{key}": value for key, value in (result.get(part) or {}).items()}
     made |= {key: result[key] for key in ("step", "tokens", "flops", "seconds") if key in result}
-    return {key: value for key, value in made.items() if not isinstance(value, float) or math.isfinite(value)}
+    return {
+        key: value
+        for key, value in made.items()
+        if value is not None and (not isinstance(value, float) or math.isfinite(value))
+    }
 
 
 def exit_code(status: str) -> int:

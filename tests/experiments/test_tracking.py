@@ -328,6 +328,16 @@ def test_training_and_validation_of_a_step_are_one_row_and_nan_stays_at_home():
     assert wandb_run.values(merged[1]) == {"b": 2}
 
 
+def test_summary_has_no_score_that_is_not_a_number(tmp_path):
+    run = RunFolder(fake_study.write_run(tmp_path, fake_study.Run("mamba", 0, 1e-3, status="failed"), "s"))
+    run.event("resume", step=20)
+    scores = {"loss": None, "bits_per_byte": float("inf")}
+    made = wandb_run.summary(run, {"status": "diverged", "test": scores}, "diverged")
+    assert (made["status"], made["restarts"], made["step"]) == ("diverged", 1, 40)
+    assert made["final/validation/loss"] == run.rows()[-1]["validation/loss"]
+    assert not any(key.startswith("final/test") for key in made)
+
+
 @pytest.mark.parametrize(
     ("row", "whole"),
     [
