@@ -53,8 +53,7 @@ class Recorder:
 
     def amount(self, labels: np.ndarray) -> tuple[int, int]:
         """(scored positions, bytes of their labels)."""
-        there = labels[labels != IGNORED]
-        return there.size, int(self._token_bytes[there].sum())
+        return amount(labels, self._token_bytes)
 
     def has(self, step: int, name: str) -> bool:
         return any(row["step"] == step and name in row for row in self.rows)
@@ -124,3 +123,9 @@ class Recorder:
         name = f"{split}/loss"
         row: Mapping[str, Any] = next((row for row in reversed(self.rows) if name in row), {})
         return {"loss": row.get(name), "bits_per_byte": row.get(f"{split}/bits_per_byte")}
+
+
+def amount(labels: np.ndarray, token_bytes: np.ndarray) -> tuple[int, int]:
+    """(scored positions, bytes of their labels)."""
+    there = labels[labels != IGNORED]
+    return there.size, int(token_bytes[there].sum())

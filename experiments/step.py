@@ -34,6 +34,9 @@ from hybrid.validation import plain
 Tree = Any
 Batch = Mapping[str, Any]
 
+ONCE = {"xla_backend_optimization_level": 0}
+"""Options for a program that runs once: initial values take longer to compile well than to calculate (5 s to 2 s)."""
+
 
 class Program:
     """The compiled functions of a group of trials. Compiles at first use; `seconds` is what that took so far."""
@@ -71,7 +74,7 @@ class Program:
     # ---------------------------------------------------------------------------------------------------- the steps
     def init(self, values: Values) -> TrainState:
         """The state before the first step."""
-        return self._run("init", (), self._init, (values,), out=self.shardings)
+        return self._run("init", (), self._init, (values,), out=self.shardings, options=ONCE)
 
     def train_step(self, state: TrainState, batch: Tree, values: Values) -> tuple[TrainState, Tree]:
         """(the next state, metrics): scalars on the device, and the state that was given is used up.
@@ -91,7 +94,15 @@ class Program:
         return next(program for (kind, _), program in self._compiled.items() if kind == name)
 
     def _run(
-        self, name: str, form: Any, function: Callable, arguments: tuple, *, out: Any, donate: tuple[int, ...] = ()
+        self,
+        name: str,
+        form: Any,
+        function: Callable,
+        arguments: tuple,
+        *,
+        out: Any,
+        donate: tuple[int, ...] = (),
+        options: Any = None,
     ) -> Any:
         """Calls the executable for batches of this form, made when it is first needed."""
         program = self._compiled.get((name, form))
@@ -99,7 +110,7 @@ class Program:
             begun = time.perf_counter()
             with on(self.mesh):
                 jitted = jax.jit(function, out_shardings=out, donate_argnums=donate)
-                program = self._compiled[name, form] = jitted.lower(*arguments).compile()
+                program = self._compiled[name, form] = jitted.lower(*arguments).compile(compiler_options=options)
             self.compilations += 1
             self.seconds += time.perf_counter() - begun
         return program(*arguments)
