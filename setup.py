@@ -10,7 +10,7 @@ RUNTIME = [
     "grain>=0.2.18",
     "array-record>=0.8",
     "tensorflow-datasets>=4.9.10",
-    "importlib-resources>=6.4", # tfds 4.9.10 imports it and does not declare it
+    "importlib-resources>=6.4",  # tfds 4.9.10 imports it and does not declare it
     "ml-collections>=1.1",
     "tokenizers>=0.22",
     "numpy>=2.1",
@@ -18,7 +18,7 @@ RUNTIME = [
     "polars>=1.30",
     "matplotlib>=3.10",
     "rich>=14",
-    "wandb>=0.27",
+    "wandb>=0.31",
 ]
 
 EXTRAS = {

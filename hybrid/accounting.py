@@ -91,6 +91,15 @@ def _flops(config: ModelConfig, length: int, batch: int) -> Flops:
     return Flops(forward=forward_only, train=both)
 
 
+def layer_flops(config: ModelConfig, length: int, batch: int = 1) -> list[int]:
+    """FLOPs of each sublayer's share of a train step, in order: what one more of its kind would add."""
+    cost = {}
+    for symbol in dict.fromkeys(config.sequence):
+        one, two = (dataclasses.replace(config, pattern=symbol * n) for n in (1, 2))
+        cost[symbol] = flops(two, length, batch).train - flops(one, length, batch).train
+    return [cost[symbol] for symbol in config.sequence]
+
+
 def state_bytes(config: ModelConfig, length: int, batch: int = 1) -> int:
     """Bytes of the decoding states of `batch` rows with room for `length` tokens: caches, recurrent states, tails."""
     return sum(layer_state_bytes(config, length, batch))
