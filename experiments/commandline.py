@@ -8,6 +8,7 @@ as tracebacks; here each of those is one line and exit code 2.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -58,6 +59,7 @@ FLAGS = {
     "status": Flag("", _switch, "show where the study in --workdir stands"),
     "retry": Flag("", _switch, "take up again the runs that failed by an error of their own, too"),
     "trial": Flag("FILE", _path, "the config.json of a run: trains it again in its folder, without a Python config"),
+    "report": Flag("", _switch, "write the report at the end (default: true)"),
     "stage": Flag("NAME", _text, "end after this stage of the study (tune or confirm)"),
 }
 
@@ -73,6 +75,7 @@ class Options:
     status: bool = False
     retry: bool = False
     trial: Path | None = None
+    report: bool = True
     stage: str | None = None
     overrides: tuple[tuple[str, str], ...] = ()
 
@@ -148,6 +151,10 @@ def usage(doc: str | None, table: dict[str, Flag]) -> str:
     return "\n".join([(doc or "").strip(), "", *(f"  {flag:<{width}}  {text}" for flag, text in rows)])
 
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What a disk says when nothing can be written to it: told in a line, no fault of the program."""
+
+
 def main(function: Callable[[list[str]], int | None]) -> NoReturn:
     """Runs a command and exits: 2 and one line for what a person gave wrongly, 130 for Ctrl-C, else what it returns."""
     try:
@@ -157,11 +164,15 @@ def main(function: Callable[[list[str]], int | None]) -> NoReturn:
         code = _refuse(str(error))
     except Held as held:
         code = _refuse(f"--workdir: {held}")
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # `| head`: the reader has what it wanted
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(141) from None
+        if error.errno not in NO_ROOM:
+            raise
+        code = _refuse(str(error))
     except KeyboardInterrupt:
         code = 130
-    except BrokenPipeError:  # `| head`: the reader has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
     raise SystemExit(code)
 
 

@@ -66,7 +66,7 @@ class ConfigFile:
             return None
         with _one_line(self.path):
             listed = self.module.sweep()
-            points = list(listed) if not isinstance(listed, Mapping | str) else None
+            points = list(listed) if isinstance(listed, Iterable) and not isinstance(listed, Mapping | str) else None
         if points is None or not all(isinstance(point, Mapping) for point in points):
             raise ConfigError("sweep", f"{listed!r} is not allowed; must be a list of {{field: value}}")
         return [dict(point) for point in points]

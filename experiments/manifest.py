@@ -46,11 +46,19 @@ def check_folder(folder: Path) -> None:
         raise ConfigError("--workdir", f"{str(folder)!r} is not allowed; {str(parent)!r} is not a folder")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise ConfigError("--workdir", f"{str(folder)!r} cannot be written; no permission in {str(parent)!r}")
-    if folder.is_dir() and not (folder / "manifest.json").exists():
+    if folder.is_dir() and read(folder) is None:
         strange = sorted({path.name for path in folder.iterdir() if not path.name.startswith(".")} - OURS)
         if strange:
             problem = f"{str(folder)!r} holds {strange[0]!r} and no study; must be new, empty or the folder of a study"
             raise ConfigError("--workdir", problem)
+
+
+def make_folder(folder: Path) -> None:
+    """The folder and, in it, the one for runs; ConfigError where the system refuses."""
+    try:
+        (folder / "trials").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError("--workdir", f"{str(folder)!r} cannot be written ({error.strerror})") from None
 
 
 # --- the study --------------------------------------------------------------------------------------------------------
@@ -75,18 +83,20 @@ def describe(study: Study, command: str) -> dict[str, Any]:
     }
 
 
-def freeze(folder: Path, study: Study, command: str, machine: Mapping[str, Any], warn: Warn) -> Study:
+def freeze(folder: Path, study: Study, command: str, *, threads: int, workers: int, warn: Warn) -> Study:
     """Writes the study down, or compares it with what was written; the study as it was written goes on.
 
-    `machine` says how the runs are made (threads).
+    threads: of each worker (results are bit-equal for equal numbers only); workers: how many there are.
     """
+    machine = {"threads": str(threads)}
     written = read(folder)
     if written is None:
-        written = {**describe(study, command), "machine": dict(machine)}
+        written = {**describe(study, command), "machine": machine, "workers": workers}
         write_json(folder / "manifest.json", written)
     else:
         _compare(folder, written, describe(study, command))
-        _flag_changes(folder, written, machine, warn)
+        if any(run_folder(folder, about["id"]).result is None for _, runs in stages(folder) for about in runs):
+            _flag_changes(folder, written, machine, warn)
     study = restore(folder)
     for run in study.runs:
         create(folder, run, study.settings.name)
@@ -132,7 +142,7 @@ def _identity(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {**whole, "arm": entry["arm"]}
 
 
-def _flag_changes(folder: Path, written: dict[str, Any], machine: Mapping[str, Any], warn: Warn) -> None:
+def _flag_changes(folder: Path, written: dict[str, Any], machine: Mapping[str, str], warn: Warn) -> None:
     """One line, and an entry in the manifest, for versions and machine settings that are not those of before."""
     latest = {**written["versions"], **written.get("machine", {})}
     for change in written.get("changes", []):

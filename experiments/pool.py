@@ -32,6 +32,9 @@ STARTS = 3
 GRACE = 120.0
 """Seconds that workers have for saving when they are told to stop."""
 
+AGAIN = 2.0
+"""Seconds between two tellings."""
+
 LOG_LINES = 20
 
 
@@ -103,6 +106,7 @@ class Pool:
         self._selector = selectors.DefaultSelector()
         self._queue = Queue([])
         self._deadline: float | None = None
+        self._told = float("-inf")
         self._oom_kills = _oom_kills()
 
     def __enter__(self) -> Pool:
@@ -127,6 +131,8 @@ class Pool:
             except subprocess.TimeoutExpired:
                 worker.process.kill()
                 worker.process.wait()
+            assert worker.process.stdout is not None
+            worker.process.stdout.close()
         signal.set_wakeup_fd(self._descriptor)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
@@ -159,12 +165,15 @@ class Pool:
         """Gives work to idle workers and starts missing ones, while there is work."""
         staying = [worker for worker in self.workers if not worker.leaving]
         idle = [worker for worker in staying if worker.task is None]
-        while self.signal is None and len(self._queue) and (idle or len(self.workers) < self.size):
+        while self.signal is None and len(self._queue) and (idle or len(staying) < self.size):
             worker = idle.pop() if idle else None
             others = {w.task.group for w in self.workers if w.task}
             task = self._queue.take(worker.groups if worker else {}, others)
             assert task is not None
-            self._give(worker or self._start(task), task)
+            if worker is None:
+                worker = self._start(task)
+                staying.append(worker)
+            self._give(worker, task)
 
     def _start(self, task: Task) -> Worker:
         command = [sys.executable, "-m", "experiments.worker", f"--parent={os.getpid()}", f"--trainer={self.trainer}"]
@@ -227,7 +236,7 @@ class Pool:
         if self._oom_kills > kills or is_out_of_memory("\n".join(last_lines(task.run.log, LOG_LINES))):
             return self._failed(task, "oom", f"the worker was {how}: memory was not enough")
         progressed = task.run.reached() > worker.reached
-        starts = self.starts[task.run.path] = 1 if progressed else self.starts.get(task.run.path, 0) + 1
+        starts = self.starts[task.run.path] = 0 if progressed else self.starts.get(task.run.path, 0) + 1
         task.run.event("died", how=how, starts=starts)
         if starts < STARTS:
             self._queue.back(task)
@@ -248,15 +257,17 @@ class Pool:
         self.signal = number
 
     def _stop(self) -> None:
-        """Tells the workers once to save, and kills those that have not within the grace."""
+        """Tells the workers to save, and kills those that have not within the grace."""
         now = time.monotonic()
         if self._deadline is None:
             self._deadline = now + GRACE
-            for worker in self.workers:
-                worker.process.terminate()
-        elif now > self._deadline:
+        if now > self._deadline:
             for worker in self.workers:
                 worker.process.kill()
+        elif now > self._told + AGAIN:  # again and again: one that was just loading its libraries did not hear
+            self._told = now
+            for worker in self.workers:
+                worker.process.terminate()
 
 
 def command_for(run: RunFolder) -> str:

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.derived import total_flops
 from experiments.manifest import read, run_folder, stages
-from experiments.runs import RunFolder, Status
+from experiments.runs import Status
 from experiments.study import describe
 
 ENDED = ("done", "diverged", "failed")
@@ -25,7 +24,10 @@ EVERY = 15.0
 
 @dataclass(frozen=True)
 class Line:
-    """One run as it is shown. `flops` of the whole training; `rate` in tokens a second, of this run's last report."""
+    """One run as it is shown.
+
+    tokens: of the whole training; seconds: spent on it so far; rate: tokens a second, as it reported last.
+    """
 
     id: str
     arm: str
@@ -36,13 +38,14 @@ class Line:
     steps: int
     loss: float | None
     rate: float | None
-    flops: float
+    tokens: int
     flops_per_token: float | None
+    seconds: float = 0.0
 
     @property
     def left(self) -> float:
-        """FLOPs that are still to be done."""
-        return 0.0 if self.status in ENDED else self.flops * (1 - min(1.0, self.step / max(1, self.steps)))
+        """Share of the training that is still to be done."""
+        return 0.0 if self.status in ENDED else 1 - min(1.0, self.step / max(1, self.steps))
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,27 @@ class Snapshot:
         return Counter(line.status for line in self.lines)
 
     def seconds_left(self) -> float | None:
-        """From the FLOPs still to do and the mean rate of the runs that reported one; never negative."""
-        rates = [line.rate * (line.flops_per_token or 1.0) for line in self.lines if line.rate]
-        left = sum(line.left for line in self.lines)
-        if not rates:
-            return None if left else 0.0
+        """From the FLOPs still to do and what the runs took that are done, or the rates of those that train.
+
+        None where nothing was measured yet; never negative.
+        """
+        left = sum(self._flops(line) * line.left for line in self.lines)
         side_by_side = max(1, min(self.workers, sum(line.left > 0 for line in self.lines)))
-        return left / (sum(rates) / len(rates)) / side_by_side
+        pace = self._pace()
+        return left * pace / side_by_side if pace is not None else None if left else 0.0
+
+    def _flops(self, line: Line) -> float:
+        """Of the whole training; an architecture that was not counted yet is taken for a mean one."""
+        known = [other.flops_per_token for other in self.lines if other.flops_per_token]
+        return line.tokens * (line.flops_per_token or (sum(known) / len(known) if known else 1.0))
+
+    def _pace(self) -> float | None:
+        """Seconds a FLOP of one worker, compilation and evaluation included as soon as a run is done."""
+        done = [line for line in self.lines if line.status == "done" and line.seconds > 0]
+        if done:
+            return sum(line.seconds for line in done) / sum(map(self._flops, done))
+        rates = [line.rate * self._flops(line) / line.tokens for line in self.lines if line.rate]
+        return len(rates) / sum(rates) if rates else None
 
 
 class Reader:
@@ -86,7 +103,8 @@ class Reader:
         status = run.status()
         record = run.record
         trial, per_token = record["trial"], record["derived"].get("flops_per_token")
-        speed = _last_speed(run)
+        events = run.events()
+        speed: Mapping[str, Any] = next((event for event in reversed(events) if event["event"] == "speed"), {})
         steps = trial["train"]["steps"]
         step = {"done": steps, "queued": 0}.get(status, speed.get("step", 0))
         loss = speed.get("loss")
@@ -94,14 +112,22 @@ class Reader:
         if result.get("validation"):
             loss = result["validation"].get("loss", loss)
         tokens = steps * trial["data"]["batch_size"] * trial["data"]["seq_len"]
-        flops = tokens * (per_token or 1.0)
         what = describe(about["changed"]) if stage == "tune" else f"seed={about['seed']}"
         rate = speed.get("tokens_per_second")
-        return Line(about["id"], about["arm"], stage, what, status, step, steps, loss, rate, flops, per_token)
+        return Line(
+            about["id"], about["arm"], stage, what, status, step, steps, loss, rate, tokens, per_token, _spent(events)
+        )
 
 
-def _last_speed(run: RunFolder) -> Mapping[str, Any]:
-    return next((event for event in reversed(run.events()) if event["event"] == "speed"), {})
+def _spent(events: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds from each start to the last sign of life after it; a clock that was set back counts as nothing."""
+    seconds, begun, last = 0.0, None, 0.0
+    for event in events:
+        if event["event"] == "start":
+            seconds += max(0.0, last - begun) if begun is not None else 0.0
+            begun = event["time"]
+        last = event["time"]
+    return seconds + (max(0.0, last - begun) if begun is not None else 0.0)
 
 
 # --- as text ----------------------------------------------------------------------------------------------------------
@@ -135,7 +161,7 @@ def row(line: Line) -> tuple[str, ...]:
     rate = "" if line.rate is None or line.status != "running" else f"{line.rate:,.0f}"
     left = ""
     if line.status == "running" and line.rate:
-        left = duration(line.left / (line.rate * (line.flops_per_token or 1.0)))
+        left = duration(line.left * line.tokens / line.rate)
     return line.status, line.id, line.arm, line.what, f"{line.step}/{line.steps}", loss, rate, left
 
 
@@ -156,7 +182,7 @@ def align(rows: Sequence[Sequence[str]]) -> str:
 def show(folder: Path) -> None:
     """The table of `--status`."""
     written = read(folder) or {}
-    snapshot = Reader(folder, int(written.get("machine", {}).get("workers", 1))).snapshot()
+    snapshot = Reader(folder, int(written.get("workers", 1))).snapshot()
     print(f"{written.get('study', '')} in {folder}")
     if sys.stdout.isatty():
         from rich.console import Console
@@ -236,6 +262,3 @@ def _busy(line: Line) -> bool:
 
 def _outcome(line: Line) -> str:
     return f"loss {line.loss:.4f}" if line.loss is not None and line.status == "done" else ""
-
-
-__all__ = ["Display", "Reader", "Snapshot", "align", "duration", "headline", "plain_table", "show", "total_flops"]

@@ -24,7 +24,7 @@ from experiments.files import Held, is_locked, lock
 from experiments.study import Run, Study, describe, plan, refuse
 from hybrid.validation import ConfigError, unknown
 
-COMMAND_FLAGS = ("config", "workdir", "dry_run", "workers", "status", "retry", "stage")
+COMMAND_FLAGS = ("config", "workdir", "dry_run", "workers", "status", "retry", "report", "stage")
 
 TRAINER = "HYBRID_TRAINER"
 """Environment variable: another training function (MODULE:FUNCTION), for tests of everything around training."""
@@ -50,9 +50,11 @@ def command(argv: list[str]) -> int:
         with lock(options.workdir / "lock"):  # raises Held with who has it
             pass
     study = _with_data(study, options)
+    manifest.make_folder(options.workdir)
     with lock(options.workdir / "lock"):
         words = shlex.join(["python", "-m", "experiments.sweep", *argv])
-        study = manifest.freeze(options.workdir, study, words, {"threads": str(threads)}, manifest.say)
+        about = {"threads": threads, "workers": workers}
+        study = manifest.freeze(options.workdir, study, words, **about, warn=manifest.say)
         return run(options.workdir, study, options, workers=workers, threads=threads)
 
 
@@ -124,12 +126,14 @@ def run(folder: Path, study: Study, options: Options, *, workers: int, threads: 
 
     environment = {**os.environ, "NPROC": str(threads)}
     done_before = _count_done(folder, study.runs)
+    _drive_by_wandb(folder, study, study.runs)
     with Pool(workers, trainer=os.environ.get(TRAINER, LOOP), environment=environment) as pool:
         runs: Sequence[Run] = study.runs
         with Display(folder, workers) as display:
             _train(pool, folder, runs, options, display.update)
             if pool.signal is None and options.stage != "tune":
                 more = manifest.freeze_confirm(folder, study, manifest.say)
+                _drive_by_wandb(folder, study, [*study.runs, *more])
                 done_before += _count_done(folder, more)
                 runs = [*study.runs, *more]
                 _train(pool, folder, more, options, display.update)
@@ -140,8 +144,19 @@ def run(folder: Path, study: Study, options: Options, *, workers: int, threads: 
         print(f"all {len(runs)} runs were done already")
     _keep_rate(folder, runs, threads)
     failed = _summary(folder, runs)
-    reported = _report(folder, fresh=done_before < len(runs))
+    reported = not options.report or _report(folder, fresh=done_before < len(runs))
     return 0 if reported and not failed else 1
+
+
+def _drive_by_wandb(folder: Path, study: Study, runs: Sequence[Run]) -> None:
+    """Writes sweep.yaml, so that `wandb sweep` and `wandb agent` can drive the same runs."""
+    from experiments.wandb_sweep import NAME, write_sweep_yaml
+
+    ids = [each.id for each in runs]
+    there = (folder / NAME).read_text() if (folder / NAME).is_file() else ""
+    if any(run_id not in there for run_id in ids):
+        tracking = study.runs[0].trial.tracking
+        write_sweep_yaml(folder, ids, name=study.settings.name, project=tracking.project, entity=tracking.entity)
 
 
 def _count_done(folder: Path, runs: Sequence[Run]) -> int:
@@ -193,7 +208,7 @@ def _summary(folder: Path, runs: Sequence[Run]) -> int:
             continue
         failed += 1
         what = f"{each.arm} {describe(each.changed)} seed={each.trial.seed}"
-        print(f"\nfailed: {each.id} ({what}) in phase {failure['phase']} after {failure['attempts']} starts")
+        print(f"\nfailed: {each.id} ({what}) in phase {failure['phase']}, starts: {failure['attempts']}")
         print(f"  {failure['error']}")
         for line in failure.get("log", [])[-5:]:
             print(f"  | {line}")

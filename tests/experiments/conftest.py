@@ -14,5 +14,5 @@ def workshop(tmp_path):
 def warm(tmp_path_factory):
     """The data of the tiny studies is prepared and their architectures are counted, so that no test waits for jax."""
     shop = Workshop(tmp_path_factory.mktemp("warm"))
-    assert shop.sweep("--workers=1").code in (0, 1)
+    assert shop.sweep("--workers=1").code == 0
     return shop

@@ -1,7 +1,7 @@
 """A training function without jax, for tests of everything around training: arithmetic instead of gradients.
 
-It keeps the promises of the real one: it resumes from its checkpoints, writes rows that depend on the trial alone, saves
-at once when it is told to stop. Environment variables slow it down or make it fail:
+It keeps the promises of the real one: it resumes from its checkpoints, writes rows that depend on the trial alone,
+saves at once when it is told to stop. Environment variables slow it down or make it fail:
 FAKE_STEP (seconds a step), FAKE_FAULT (a fault of FAULTS for the trial with FAKE_ARM, at the middle step).
 """
 
@@ -59,7 +59,7 @@ def train(trial: Any, run: Any, programs: dict) -> str:
         step = state["step"]
         if fault and step == steps // 2:
             print("about to fail", flush=True)
-            FAULTS[fault]()
+            FAULTS.get(fault, lambda: None)()
         if step % trial.train.log_every == 0:
             run.append({"step": step, "tokens": step * 128, "train/loss": state["value"]})
             run.event("speed", step=step, tokens_per_second=1000.0, loss=state["value"])

@@ -50,7 +50,7 @@ def study(workshop, warm):
     from experiments.study import plan
 
     planned = plan(ConfigFile(workshop.config), [], lambda data: "f00d")
-    frozen = manifest.freeze(workshop.workdir, planned, "command", {"threads": "1"}, print)
+    frozen = manifest.freeze(workshop.workdir, planned, "command", threads=1, workers=2, warn=print)
     workshop.tasks = [Task(manifest.run_folder(workshop.workdir, run.id), run.group) for run in frozen.runs]
 
     def pool(workers=2, **environment):

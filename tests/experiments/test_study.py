@@ -96,9 +96,9 @@ def test_arm_without_a_score_is_not_confirmed_and_ties_go_to_the_first(workshop)
 # --- frozen -----------------------------------------------------------------------------------------------------------
 
 
-def freeze(workshop, study, **machine):
+def freeze(workshop, study, threads=1):
     warnings = []
-    frozen = manifest.freeze(workshop.workdir, study, "command", {"threads": "1", **machine}, warnings.append)
+    frozen = manifest.freeze(workshop.workdir, study, "command", threads=threads, workers=1, warn=warnings.append)
     return frozen, warnings
 
 
@@ -161,10 +161,10 @@ def test_changed_versions_are_flagged_once_and_change_no_identity(workshop, monk
     freeze(workshop, study)
     now = {**manifest.versions(), "jax": "99.0"}
     monkeypatch.setattr(manifest, "versions", lambda: now)
-    frozen, warnings = freeze(workshop, study, threads="2")
+    frozen, warnings = freeze(workshop, study, threads=2)
     assert len(warnings) == 1 and "jax" in warnings[0] and "99.0" in warnings[0] and "threads 1 -> 2" in warnings[0]
     assert [run.id for run in frozen.runs] == [run.id for run in study.runs]
-    assert freeze(workshop, study, threads="2")[1] == [], "said once"
+    assert freeze(workshop, study, threads=2)[1] == [], "said once"
     content = json.loads((workshop.workdir / "manifest.json").read_text())
     assert content["versions"]["jax"] != "99.0" and content["changes"] == [{"to": {"jax": "99.0", "threads": "2"}}]
 

@@ -1,0 +1,171 @@
+"""Kills and signals at random moments: the same command finishes the study, with the same bytes as if nothing happened.
+
+Real processes and real signals. Everything holds for any trainer; TRAINERS says how long each needs between two kills.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.experiments.studies import Workshop, alive, wait_for
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """`disturbed`: the environment while accidents happen. `between`: seconds from one kill to the next."""
+
+    disturbed: dict[str, str]
+    between: tuple[float, float]
+    kills: int
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+TRAINERS = {"fake": Trainer(disturbed={"FAKE_STEP": "0.1"}, between=(0.3, 1.2), kills=24)}
+
+
+@pytest.fixture(scope="module", params=TRAINERS)
+def trainer(request):
+    return TRAINERS[request.param]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(trainer, warm, tmp_path_factory):
+    """What the study gives when nothing happens."""
+    shop = Workshop(tmp_path_factory.mktemp("undisturbed"), dict(trainer.environment))
+    assert shop.sweep("--workers=2").code == 0
+    return shop.results()
+
+
+@pytest.fixture
+def shop(trainer, undisturbed, tmp_path):
+    return Workshop(tmp_path, dict(trainer.environment))
+
+
+def begin(shop: Workshop, trainer: Trainer, **environment: str) -> subprocess.Popen:
+    arguments = shop.arguments("--workers=2", "--report=false")
+    return shop.start(*arguments, **{**trainer.disturbed, **environment})
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def trained(shop: Workshop) -> bool:
+    """Whether two workers have made checkpoints, so that they are in the midst of it."""
+    return len(list(shop.workdir.glob("trials/*/checkpoints/*"))) >= 2
+
+
+def end(process: subprocess.Popen) -> tuple[int, str]:
+    _, err = process.communicate(timeout=60)
+    return process.returncode, err
+
+
+@pytest.mark.slow
+def test_study_that_is_killed_at_random_ends_with_the_same_bytes(shop, trainer, undisturbed):
+    """kill -9 of the sweep, of a worker, or of all of them, until there were enough; then the command is left alone."""
+    chance = random.Random(os.environ.get("HYBRID_TEST_SEED", "accidents"))
+    kills = dict.fromkeys(("sweep", "worker", "both"), 0)
+    process = begin(shop, trainer)
+    while sum(kills.values()) < trainer.kills:
+        time.sleep(chance.uniform(*trainer.between))
+        if process.poll() is not None:  # the study ended, or a run was killed so often that it was given up
+            end(process)
+            process = begin(shop, trainer)
+            continue
+        victim = chance.choice(list(kills))
+        workers = children(process.pid)
+        if victim == "worker" and not workers:
+            continue
+        kills[victim] += 1
+        targets = {"sweep": [], "worker": workers and [chance.choice(workers)], "both": workers}[victim]
+        for pid in [*([process.pid] if victim != "worker" else []), *targets]:
+            os.kill(pid, signal.SIGKILL)
+        if victim != "worker":
+            end(process)
+            process = begin(shop, trainer)
+    process.kill()
+    end(process)
+    assert min(kills.values()) >= 3, kills
+    result = shop.sweep("--workers=2")
+    assert result.code == 0, result.out + result.err
+    assert shop.results() == undisturbed
+    assert not list(shop.workdir.rglob(".*")), "nothing half written is left"
+
+
+def test_workers_end_with_their_controller(shop, trainer):
+    process = begin(shop, trainer, FAKE_STEP="30")
+    workers = wait_for(lambda: len(children(process.pid)) == 2 and children(process.pid))
+    wait_for(lambda: len(list(shop.workdir.glob("trials/*/events.jsonl"))) == 2)
+    process.kill()
+    end(process)
+    wait_for(lambda: not any(alive(pid) for pid in workers), seconds=5)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_saves_at_the_current_step_and_the_same_command_goes_on(shop, trainer, undisturbed, number, code):
+    process = begin(shop, trainer)
+    wait_for(lambda: trained(shop))
+    workers = children(process.pid)
+    process.send_signal(number)
+    returned, err = end(process)
+    assert returned == code and "all is saved, and the same command goes on" in err
+    assert not any(alive(pid) for pid in workers)
+    stopped = shop.events("stopped")
+    assert len(stopped) == 2
+    for event in stopped:
+        assert event["step"] in [saved["step"] for saved in shop.events("checkpoint")]
+    assert shop.sweep("--workers=2").code == 0
+    assert shop.results() == undisturbed
+    assert {event["step"] for event in shop.events("resume")} == {event["step"] for event in stopped}
+
+
+def test_second_ctrl_c_ends_at_once_and_what_is_on_disk_goes_on(shop, trainer, undisturbed):
+    process = begin(shop, trainer)
+    wait_for(lambda: trained(shop))
+    process.kill()
+    end(process)
+    process = begin(shop, trainer, FAKE_STEP="30")  # training that does not listen
+    workers = wait_for(lambda: len(children(process.pid)) == 2 and children(process.pid))
+    wait_for(lambda: len(shop.events("start")) == 4)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None, "the first waits for the workers to save"
+    process.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    assert end(process)[0] == 130 and time.monotonic() - started < 3
+    wait_for(lambda: not any(alive(pid) for pid in workers), seconds=5)
+    assert shop.sweep("--workers=2").code == 0
+    assert shop.results() == undisturbed
+
+
+def test_folder_is_free_at_once_after_a_kill(shop, trainer):
+    process = begin(shop, trainer, FAKE_STEP="30")
+    wait_for(lambda: shop.workdir.exists() and len(list(shop.workdir.glob("trials/*/events.jsonl"))) == 2)
+    process.kill()
+    end(process)
+    result = shop.sweep("--workers=2")
+    assert result.code == 0, result.err
+    assert [e for e in shop.events("error") if e["phase"] != "held"] == []
+
+
+def test_run_that_never_progresses_is_given_up_and_taken_up_by_the_next_command(shop, trainer, undisturbed):
+    """The worker dies before the first checkpoint, every time."""
+    result = shop.sweep("--workers=2", "--config.checkpoint.every=15", FAKE_FAULT="kill", FAKE_ARM="A-(M-)3")
+    assert result.code == 1 and result.out.count("no progress in 3 starts: the worker was killed by SIGKILL") == 2
+    assert len(shop.events("died")) == 6
+    assert shop.sweep("--workers=2").code == 0
+    results = shop.results()
+    assert {run: rows for run, (_, _, rows) in results.items()} == {
+        run: rows for run, (_, _, rows) in undisturbed.items()
+    }
