@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from hybrid.ops.forms import accumulator, lookup
+from hybrid.ops.spread import spread
 from hybrid.validation import ConfigError
 
 
@@ -101,7 +102,7 @@ def _check(u: jax.Array, kernel: jax.Array, skip: jax.Array | None) -> None:
 
 def _with_skip(y: jax.Array, u: jax.Array, skip: jax.Array | None) -> jax.Array:
     if skip is not None:
-        y = y + skip.astype(y.dtype)[:, None] * u
+        y = y + spread(skip.astype(y.dtype), y.shape, 1) * u
     return y.astype(u.dtype)
 
 

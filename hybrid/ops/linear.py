@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from hybrid.ops.spread import spread
+
 
 def linear(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """`x @ weight + bias` for x (..., d_in), weight (d_in, d_out), bias (d_out,); the result has the dtype of x.
@@ -18,7 +20,7 @@ def linear(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> ja
     narrow = x.dtype in (jnp.bfloat16, jnp.float16)
     y = _narrow_product(flat, weight) if narrow else flat @ weight.astype(x.dtype)
     if bias is not None:
-        y = y + bias.astype(y.dtype)
+        y = y + spread(bias.astype(y.dtype), y.shape)
     return y.astype(x.dtype).reshape(*x.shape[:-1], weight.shape[-1])
 
 

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from hybrid.ops.forms import accumulator, by_platform, lookup
+from hybrid.ops.spread import spread
 from hybrid.validation import ConfigError
 
 
@@ -63,7 +64,7 @@ def selective_scan(
     state = initial_state.astype(dtype).swapaxes(1, 2)
     y, state = function(min(chunk or default_chunk, length), _Inputs(x, dt, A.astype(dtype).T, B, C, keep), state)
     if D is not None:
-        y = y + D.astype(dtype) * x
+        y = y + spread(D.astype(dtype), x.shape) * x
     return y.astype(x.dtype), state.swapaxes(1, 2)
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from hybrid.ops.forms import accumulator
+from hybrid.ops.spread import spread
 from hybrid.validation import ConfigError
 
 
@@ -42,12 +43,12 @@ def causal_conv(
     padded = jnp.concatenate([initial.astype(x.dtype), x], axis=1)
     documents = None if segment_ids is None else _documents(segment_ids, previous_segments, before)
     dtype = accumulator(x, weight)
-    y = jnp.zeros((), dtype) if bias is None else bias.astype(dtype)
+    y = jnp.zeros((), dtype) if bias is None else spread(bias.astype(dtype), x.shape)
     for j in range(before + 1):
         shifted = padded[:, j : j + length].astype(dtype)
         if documents is not None:
             shifted = jnp.where((documents[:, j : j + length] == documents[:, before:])[..., None], shifted, 0)
-        y = y + shifted * weight[j].astype(dtype)
+        y = y + shifted * spread(weight[j].astype(dtype), x.shape)
     last = padded[:, length:]
     if documents is not None:
         last = jnp.where((documents[:, length:] == documents[:, -1:])[..., None], last, 0)

@@ -31,16 +31,16 @@ def close(a, b):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-11), a, b)
 
 
-@settings(max_examples=12, deadline=None)
-@given(length=st.integers(1, 12), taps=st.integers(1, 16), seed=st.integers(0, 99))
-def test_equals_the_direct_sum_in_value_and_gradient(length, taps, seed):
+@settings(max_examples=6, deadline=None)
+@given(shape=st.sampled_from([(1, 1), (7, 3), (7, 7), (5, 9)]), seed=st.integers(0, 99))
+def test_equals_the_direct_sum_in_value_and_gradient(shape, seed):
     """Kernels shorter and longer than the input; sizes that are no power of anything."""
     with jax.enable_x64(True):
-        arrays = inputs(length, taps, seed=seed)
+        arrays = inputs(*shape, seed=seed)
         close(value_and_gradient(fft_conv, arrays), value_and_gradient(fft_conv_reference, arrays))
 
 
-def test_each_channel_has_its_own_kernel_and_no_position_sees_a_later_one(float64):
+def test_each_channel_has_its_own_kernel_and_no_position_sees_a_later_one(x64):
     arrays = inputs(6, 6)
 
     def one(u):
@@ -58,11 +58,11 @@ def test_float32_error_is_that_of_float32_at_8192_positions():
     assert np.abs(got - exact).max() <= 1e-5 * np.abs(exact).max()
 
 
-def test_bfloat16_input_is_transformed_in_float32(float64):
+def test_bfloat16_input_is_transformed_in_float32(x64):
     arrays = inputs(24, 24, dtype=jnp.bfloat16)
     y = fft_conv(**arrays)
     assert y.dtype == jnp.bfloat16
-    exact = fft_conv_reference(**{n: a.astype(jnp.float64) for n, a in arrays.items()})
+    exact = jax.jit(fft_conv_reference)(**{n: a.astype(jnp.float64) for n, a in arrays.items()})
     np.testing.assert_allclose(y.astype(jnp.float64), exact, rtol=2**-8, atol=1e-4)
     gradients = jax.grad(lambda a: fft_conv(**a).astype(jnp.float32).sum())(arrays)
     assert {g.dtype for g in gradients.values()} == {jnp.dtype(jnp.bfloat16)}
@@ -75,7 +75,7 @@ def in_two_parts(u, kernel, skip, filled, cut, capacity, form):
     return jnp.concatenate([left, conv_tail(history, u[..., cut:], kernel, skip, filled=filled, form=form)], axis=-1)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     cut=st.integers(0, 8), spare=st.integers(0, 5), taps=st.sampled_from([1, 5, 20]), form=st.sampled_from(TAIL_FORMS)
 )
@@ -98,7 +98,7 @@ def test_one_new_input_is_a_dot_product_and_many_are_a_transform():
     assert "fft" in primitives(32)
 
 
-def test_gradient_saves_the_inputs_and_nothing_else(float64):
+def test_gradient_saves_the_inputs_and_nothing_else(x64):
     """Transforms of what was saved are cheap; saved spectra are four times the inputs."""
     arrays = inputs(33, 33)
     _, pull = jax.vjp(lambda u, k: fft_conv(u, k), arrays["u"], arrays["kernel"])

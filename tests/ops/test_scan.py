@@ -45,7 +45,7 @@ def close(a, b, atol=1e-11):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("packed", ["one document", "packed", "packed, cut before"])
-def test_form_equals_the_definition_in_value_and_gradient(float64, form, packed):
+def test_form_equals_the_definition_in_value_and_gradient(x64, form, packed):
     options = {} if packed == "one document" else {"segment_ids": segments(11)}
     if packed == "packed, cut before":  # the state enters the first row and not the second
         options["previous_segment"] = options["segment_ids"][:, 0] + jnp.array([0, 1])
@@ -54,7 +54,7 @@ def test_form_equals_the_definition_in_value_and_gradient(float64, form, packed)
     close(got, value_and_gradient(selective_scan_reference, arrays, **options))
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(length=st.integers(1, 23), chunk=st.integers(1, 9), form=st.sampled_from(["chunked", "associative"]))
 def test_any_length_and_chunk_gives_the_same_values_and_gradients(length, chunk, form):
     with jax.enable_x64(True):
@@ -72,7 +72,7 @@ def in_two_calls(x, dt, A, B, C, D, initial_state, segment_ids, form, cut):
     return jnp.concatenate([y1, y2], axis=1), h
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(cut=st.integers(1, 10), seed=st.integers(0, 99), form=st.sampled_from(FORMS))
 def test_two_calls_with_carried_state_equal_one(cut, seed, form):
     """Values and gradients; over packed documents too, where the cut may fall on a boundary."""
@@ -83,7 +83,7 @@ def test_two_calls_with_carried_state_equal_one(cut, seed, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_no_gradient_flows_between_documents(float64, form):
+def test_no_gradient_flows_between_documents(x64, form):
     arrays = inputs(9, batch=1)
     ids = jnp.array([[1, 1, 1, 1, 2, 2, 1, 1, 1]])  # the id comes back, the document does not
 
@@ -100,7 +100,7 @@ def test_no_gradient_flows_between_documents(float64, form):
         assert (gradient[:, :4] == 0).all() and (gradient[:, 6:] == 0).all() and (gradient[:, 4:6] != 0).any()
 
 
-def test_one_state_with_unit_step_is_the_gated_recurrence_of_theorem_one(float64):
+def test_one_state_with_unit_step_is_the_gated_recurrence_of_theorem_one(x64):
     """d_state = 1, A = -1, B = C = 1: with dt = softplus(s), h becomes (1 - sigmoid(s)) h + dt x."""
     s, x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 1, 7, 1)))
     one = jnp.ones((1, 7, 1))
@@ -123,18 +123,19 @@ def test_long_steps_in_float32_give_finite_gradients(form):
 @pytest.mark.parametrize("form", FORMS)
 def test_bfloat16_inputs_drift_no_more_than_their_own_rounding(form):
     """States accumulate in float32: the result is the float32 one of the rounded inputs, rounded once at the end."""
-    wide = inputs(300, batch=1, dtype=jnp.float32)
+    wide = inputs(64, batch=1, dtype=jnp.float32)
     narrow = {n: a.astype(jnp.bfloat16) if n in ("x", "dt", "B", "C") else a for n, a in wide.items()}
-    y, last = selective_scan(**narrow, form=form)
+    run = jax.jit(selective_scan, static_argnames="form")
+    y, last = run(**narrow, form=form)
     assert y.dtype == jnp.bfloat16 and last.dtype == jnp.float32
-    exact, exact_last = selective_scan(**{n: a.astype(jnp.float32) for n, a in narrow.items()}, form="sequential")
+    exact, exact_last = run(**{n: a.astype(jnp.float32) for n, a in narrow.items()}, form="sequential")
     np.testing.assert_allclose(last, exact_last, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(y.astype(jnp.float32), exact, rtol=2**-8, atol=1e-4)
-    gradients = jax.grad(lambda a: selective_scan(**a, form=form)[0].astype(jnp.float32).sum())(narrow)
+    gradients = jax.grad(lambda a: run(**a, form=form)[0].astype(jnp.float32).sum())(narrow)
     assert {n: g.dtype for n, g in gradients.items()} == {n: a.dtype for n, a in narrow.items()}
 
 
-def test_zero_step_leaves_the_state_as_it_was(float64):
+def test_zero_step_leaves_the_state_as_it_was(x64):
     arrays = inputs(5)
     arrays["dt"] = arrays["dt"].at[:, 2:].set(0)
     _, last = selective_scan(**arrays)
@@ -142,14 +143,14 @@ def test_zero_step_leaves_the_state_as_it_was(float64):
     np.testing.assert_array_equal(last, short)
 
 
-def test_no_tokens_change_nothing(float64):
+def test_no_tokens_change_nothing(x64):
     arrays = inputs(0)
     y, last = selective_scan(**arrays)
     assert y.shape == (2, 0, 3)
     np.testing.assert_array_equal(last, arrays["initial_state"])
 
 
-def test_vmap_equals_a_loop(float64):
+def test_vmap_equals_a_loop(x64):
     many = [inputs(7, seed=s) for s in range(2)]
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *many)
     got = jax.vmap(lambda a: value_and_gradient(selective_scan, a, form="chunked", chunk=3))(stacked)

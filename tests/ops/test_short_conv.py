@@ -41,8 +41,8 @@ def close(a, b):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), a, b)
 
 
-@settings(max_examples=15, deadline=None)
-@given(shape=st.sampled_from([(7, 4), (2, 4), (3, 1)]), seed=st.integers(0, 99), known=st.sampled_from([0, 1, 2]))
+@settings(max_examples=8, deadline=None)
+@given(shape=st.sampled_from([(5, 3), (2, 4), (3, 1)]), seed=st.integers(0, 99), known=st.sampled_from([0, 1, 2]))
 def test_equals_the_definition_in_value_and_gradient(shape, seed, known):
     """Without segments, with those of x, and with those of the inputs before too."""
     length, k = shape
@@ -64,7 +64,7 @@ def in_two_calls(x, weight, bias, initial, segment_ids, cut):
     return jnp.concatenate([y1, y2], axis=1), last
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(cut=st.integers(1, 5), seed=st.integers(0, 99))
 def test_two_calls_with_carried_inputs_equal_one(cut, seed):
     """Also where the first part is shorter than the kernel; the carry needs one segment id a row."""
@@ -74,7 +74,7 @@ def test_two_calls_with_carried_inputs_equal_one(cut, seed):
         close(value_and_gradient(in_two_calls, arrays, segment_ids=ids, cut=cut), whole)
 
 
-def test_position_depends_on_itself_and_the_k_minus_1_before(float64):
+def test_position_depends_on_itself_and_the_k_minus_1_before(x64):
     arrays = inputs(8, k=3, batch=1)
 
     def at_five(x):
@@ -84,7 +84,7 @@ def test_position_depends_on_itself_and_the_k_minus_1_before(float64):
     assert touched.tolist() == [False, False, False, True, True, True, False, False]
 
 
-def test_inputs_of_another_document_count_as_zero_even_when_its_id_comes_back(float64):
+def test_inputs_of_another_document_count_as_zero_even_when_its_id_comes_back(x64):
     x, weight = jnp.ones((1, 3, 1)), jnp.ones((3, 1))
     y, last = causal_conv(x, weight, segment_ids=jnp.array([[7, 5, 7]]))
     assert y.ravel().tolist() == [1, 1, 1]
@@ -98,7 +98,7 @@ def test_bfloat16_is_summed_in_float32():
     assert y[0, -1, 0] == jnp.bfloat16(300.25)  # a bfloat16 sum would stop at 256
 
 
-def test_no_tokens_change_nothing(float64):
+def test_no_tokens_change_nothing(x64):
     arrays = inputs(0)
     y, last = causal_conv(**arrays)
     assert y.shape == (2, 0, 3)
