@@ -137,16 +137,23 @@ class Workshop:
         lines = [line for file in files for line in file.read_text().splitlines()]
         return [event for event in map(json.loads, lines) if event["event"] == name]
 
-    def results(self) -> dict[str, tuple[str, str, bytes]]:
-        """Run -> (its result, its last checkpoint, the bytes of its metrics)."""
+    def results(self) -> dict[str, tuple[Any, Any, bytes]]:
+        """Run -> (its result, what its last checkpoint holds, the bytes of its metrics): all that must not change."""
         return {
             run.name: (
-                (run / "done.json").read_text(),
-                max((run / "checkpoints").iterdir()).read_text(),
+                {k: v for k, v in json.loads((run / "done.json").read_text()).items() if k != "seconds"},
+                _state(max((run / "checkpoints").iterdir(), key=lambda path: int(path.stem))),
                 (run / "metrics.jsonl").read_bytes(),
             )
             for run in self.runs()
         }
+
+
+def _state(checkpoint: Path) -> Any:
+    """A file of fake_trainer.py, or the digests of every parameter and moment of a real checkpoint."""
+    if checkpoint.is_file():
+        return json.loads(checkpoint.read_text())
+    return json.loads((checkpoint / "meta" / "metadata").read_text())["digests"]
 
 
 def _cpu() -> float:

@@ -26,27 +26,48 @@ class Trainer:
     between: tuple[float, float]
     kills: int
     environment: dict[str, str] = field(default_factory=dict)
+    config: dict[str, str] = field(default_factory=dict)
+    """How long a run is, and how many there are."""
+
+    def shop(self, folder: Path) -> Workshop:
+        shop = Workshop(folder, dict(self.environment))
+        shop.write(**self.config)
+        return shop
 
 
-TRAINERS = {"fake": Trainer(disturbed={"FAKE_STEP": "0.1"}, between=(0.3, 1.2), kills=24)}
+FAKE = Trainer(disturbed={"FAKE_STEP": "0.1"}, between=(0.3, 1.2), kills=24)
+REAL = Trainer(
+    disturbed={},
+    between=(3.0, 9.0),
+    kills=20,
+    environment={"HYBRID_TRAINER": "experiments.loop:train"},
+    config={
+        "lines": "c.train.steps = 800; c.evaluate.every = 200; c.checkpoint.every = 40",
+        "sweep": "def sweep(): return axis('model.placement', ['even', 'first'])",
+    },
+)
 
 
-@pytest.fixture(scope="module", params=TRAINERS)
+BOTH = [pytest.param(FAKE, id="fake"), pytest.param(REAL, id="real", marks=pytest.mark.slow)]
+fake_only = pytest.mark.parametrize("trainer", [FAKE], ids=["fake"], indirect=True)
+
+
+@pytest.fixture(scope="module", params=BOTH)
 def trainer(request):
-    return TRAINERS[request.param]
+    return request.param
 
 
 @pytest.fixture(scope="module")
 def undisturbed(trainer, warm, tmp_path_factory):
     """What the study gives when nothing happens."""
-    shop = Workshop(tmp_path_factory.mktemp("undisturbed"), dict(trainer.environment))
+    shop = trainer.shop(tmp_path_factory.mktemp("undisturbed"))
     assert shop.sweep("--workers=2").code == 0
     return shop.results()
 
 
 @pytest.fixture
 def shop(trainer, undisturbed, tmp_path):
-    return Workshop(tmp_path, dict(trainer.environment))
+    return trainer.shop(tmp_path)
 
 
 def begin(shop: Workshop, trainer: Trainer, **environment: str) -> subprocess.Popen:
@@ -63,7 +84,7 @@ def children(pid: int) -> list[int]:
 
 def trained(shop: Workshop) -> bool:
     """Whether two workers have made checkpoints, so that they are in the midst of it."""
-    return len(list(shop.workdir.glob("trials/*/checkpoints/*"))) >= 2
+    return len({path.parent for path in shop.workdir.glob("trials/*/checkpoints/[0-9]*")}) >= 2
 
 
 def end(process: subprocess.Popen) -> tuple[int, str]:
@@ -130,6 +151,7 @@ def test_signal_saves_at_the_current_step_and_the_same_command_goes_on(shop, tra
     assert {event["step"] for event in shop.events("resume")} == {event["step"] for event in stopped}
 
 
+@fake_only
 def test_second_ctrl_c_ends_at_once_and_what_is_on_disk_goes_on(shop, trainer, undisturbed):
     process = begin(shop, trainer)
     wait_for(lambda: trained(shop))
@@ -150,7 +172,7 @@ def test_second_ctrl_c_ends_at_once_and_what_is_on_disk_goes_on(shop, trainer, u
 
 
 def test_folder_is_free_at_once_after_a_kill(shop, trainer):
-    process = begin(shop, trainer, FAKE_STEP="30")
+    process = begin(shop, trainer)
     wait_for(lambda: shop.workdir.exists() and len(list(shop.workdir.glob("trials/*/events.jsonl"))) == 2)
     process.kill()
     end(process)
@@ -159,6 +181,7 @@ def test_folder_is_free_at_once_after_a_kill(shop, trainer):
     assert [e for e in shop.events("error") if e["phase"] != "held"] == []
 
 
+@fake_only
 def test_run_that_never_progresses_is_given_up_and_taken_up_by_the_next_command(shop, trainer, undisturbed):
     """The worker dies before the first checkpoint, every time."""
     result = shop.sweep("--workers=2", "--config.checkpoint.every=15", FAKE_FAULT="kill", FAKE_ARM="A-(M-)3")
