@@ -11,11 +11,12 @@ are those that the disk has. No jax at import.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shutil
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,14 +79,15 @@ class Checkpoints:
         """Begins to write; `wait` returns when it is on disk. An error of the write before is raised here."""
         args = self._ocp.args
         meta = sealed({"step": step, "about": dict(about), "digests": digests(tree)})
-        self._manager.wait_until_finished()
-        self._manager.save(
-            step, args=args.Composite(state=args.StandardSave(tree), meta=args.JsonSave(meta)), force=True
-        )
+        items = args.Composite(state=args.StandardSave(tree), meta=args.JsonSave(meta))
+        self.wait()
+        with _written(self.folder):
+            self._manager.save(step, args=items, force=True)
 
     def wait(self) -> None:
-        """Returns when the last save is on disk, or raises its error."""
-        self._manager.wait_until_finished()
+        """Returns when the last save is on disk; raises OSError where it could not be written."""
+        with _written(self.folder):
+            self._manager.wait_until_finished()
 
     def newest(self, shapes: Tree, check: Callable[[dict[str, Any]], str] = lambda about: "") -> Found | None:
         """The newest checkpoint that verifies, restored as `shapes` asks (jax.ShapeDtypeStruct with shardings).
@@ -137,6 +139,18 @@ class Checkpoints:
         for step in steps:
             shutil.rmtree(self.folder / str(step))
         self._manager = self._open()
+
+
+@contextlib.contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    """Whatever the libraries below raise when the disk is full or gone, as OSError."""
+    try:
+        yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise OSError(f"{folder}: a checkpoint could not be written ({reason})") from error
 
 
 def _remove_unfinished(folder: Path) -> None:

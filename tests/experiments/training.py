@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,15 @@ class TinyData:
     batch_size: int
     seed: int = 0
     fingerprint: str = "7e57da7a0001"
-    poisoned: int | None = None
-    """The step whose batch has a token that makes the loss NaN (see `poison`)."""
+    before: Callable[[int], None] = lambda step: None
+    """Called before the batch of a step is made: where tests crash or stop a run."""
 
     @property
     def token_bytes(self) -> np.ndarray:
         return np.array([1] * 256 + [0], np.int32)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
+        self.before(step)
         random = np.random.default_rng([self.seed, step])
         return self._windows(random.integers(0, len(TEXT) - self.seq_len - 1, self.batch_size))
 
@@ -106,3 +107,13 @@ def run_of(trial: Trial, folder: Path, data: TinyData | None = None) -> RunFolde
         "versions": {},
     }
     return RunFolder(folder).create(record)
+
+
+def quick() -> Iterator[None]:
+    """As a fixture of a module: its programs compile in half the time, and run slower."""
+    import jax
+
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
