@@ -31,23 +31,31 @@ class Entry:
     status: str
 
 
-def entries(study: Study, folder: Path, rate: float, counted: Callable[[Run], Mapping[str, int]]) -> list[Entry]:
-    """One entry a run of the first stage; `rate` in FLOPs a second."""
+def entries(
+    study: Study, folder: Path, rate: Callable[[float], float], counted: Callable[[Run], Mapping[str, int]]
+) -> list[Entry]:
+    """One entry a run of the first stage; `rate`: FLOPs a second for a model's FLOPs a token."""
     rows = []
     for run in study.runs:
         counts = counted(run)
         flops = total_flops(run.trial, counts["flops_per_token"])
         status = run_folder(folder, run.id).status()
         size = parameters(run.trial.model).total
-        rows.append(Entry(run, size, flops, counts["state_bytes"], flops / rate, status))
+        rows.append(Entry(run, size, flops, counts["state_bytes"], flops / rate(counts["flops_per_token"]), status))
     return rows
 
 
 def show(study: Study, folder: Path, *, workers: int, threads: int) -> None:
     """Prints the listing. Imports jax only where an architecture has not been counted before."""
     _prepare_jax(study)
-    speed, source = rates.rate(threads)
-    made = entries(study, folder, speed, lambda run: count(run.trial))
+    sources: dict[str, None] = {}
+
+    def rate(flops_per_token: float) -> float:
+        speed, source = rates.rate(flops_per_token, threads)
+        sources[source] = None
+        return speed
+
+    made = entries(study, folder, rate, lambda run: count(run.trial))
     rows = [_row(entry) for entry in made]
     if sys.stdout.isatty():
         _print_rich(study, made, rows)
@@ -57,7 +65,7 @@ def show(study: Study, folder: Path, *, workers: int, threads: int) -> None:
         print(f"duplicate  {describe(duplicate.changed)}  is the same trial as {duplicate.of.id} ({duplicate.of.arm})")
     for refused in study.refused:
         print(f"refused    {describe(refused.changed)}  {refused.error}")
-    print(_totals(study, made, workers, source))
+    print(_totals(study, made, workers, "; ".join(sources)))
 
 
 def _prepare_jax(study: Study) -> None:

@@ -136,11 +136,14 @@ ORDER = ("done", "running", "failed", "diverged", "stopped", "queued")
 
 
 def duration(seconds: float | None) -> str:
-    """`2 h 05 min`, `3 min 20 s`, `12 s`; `?` for None."""
+    """`3 d 02 h`, `2 h 05 min`, `3 min 20 s`, `12 s`; `?` for None."""
     if seconds is None:
         return "?"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours:02d} h"
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import math
 import os
 import platform
 from pathlib import Path
@@ -27,27 +29,41 @@ def accelerator() -> bool:
 
 def _file(worker_threads: int) -> Path:
     about = {"machine": platform.machine(), "node": platform.node(), "gpu": accelerator(), "threads": worker_threads}
-    return cache_folder() / "rates" / f"{digest(about)}.json"
+    return cache_folder() / "speeds" / f"{digest(about)}.json"
 
 
-def keep(flops_per_second: float, worker_threads: int) -> None:
-    """Remembers what a study reached."""
-    write_json(_file(worker_threads), {"flops_per_second": flops_per_second})
+def _scale(flops_per_token: float) -> int:
+    """Models within a factor of about four share a rate: small ones keep a machine less busy."""
+    return round(math.log(max(1.0, flops_per_token), 4))
 
 
-def rate(worker_threads: int) -> tuple[float, str]:
-    """(FLOPs a second of one worker, where the figure comes from)."""
+def keep(flops_per_second: float, flops_per_token: float, worker_threads: int) -> None:
+    """Remembers what the runs of a model of this size reached."""
+    write_json(_file(worker_threads), {**_kept(worker_threads), str(_scale(flops_per_token)): flops_per_second})
+
+
+def _kept(worker_threads: int) -> dict[str, float]:
     try:
-        kept = read_json(_file(worker_threads))
+        return read_json(_file(worker_threads)) or {}
     except ValueError:
-        kept = None
+        return {}
+
+
+def rate(flops_per_token: float, worker_threads: int) -> tuple[float, str]:
+    """(FLOPs a second of one worker, where the figure comes from)."""
+    kept = {int(scale): value for scale, value in _kept(worker_threads).items()}
+    wanted = _scale(flops_per_token)
+    if wanted in kept:
+        return kept[wanted], "as models of this size trained here"
     if kept:
-        return float(kept["flops_per_second"]), "as the last study here trained"
+        nearest = min(kept, key=lambda scale: abs(scale - wanted))
+        return kept[nearest], f"as {'smaller' if nearest < wanted else 'larger'} models trained here"
     measured = _matrix_product() * worker_threads / threads()
     words = f"guessed: {SMALL_MODELS:.0%} of a matrix product here, {measured / 1e9:,.0f} GFLOP/s; no study ran yet"
     return measured * SMALL_MODELS, words
 
 
+@functools.cache
 def _matrix_product(n: int = 768, times: int = 5) -> float:
     """FLOPs a second of n x n float32 products by numpy, the best of `times`."""
     import time

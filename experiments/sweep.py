@@ -192,10 +192,12 @@ def _keep_rate(folder: Path, runs: Sequence[Run], threads: int) -> None:
     from experiments.progress import Reader
     from experiments.rates import keep
 
-    lines = Reader(folder).snapshot().lines
-    rates = [line.rate * line.flops_per_token for line in lines if line.rate and line.flops_per_token]
-    if rates:
-        keep(sum(rates) / len(rates), threads)
+    sizes: dict[float, list[float]] = {}
+    for line in Reader(folder).snapshot().lines:
+        if line.rate and line.flops_per_token:
+            sizes.setdefault(line.flops_per_token, []).append(line.rate * line.flops_per_token)
+    for size, rates in sizes.items():
+        keep(sum(rates) / len(rates), size, threads)
 
 
 def _summary(folder: Path, runs: Sequence[Run]) -> int:

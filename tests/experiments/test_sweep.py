@@ -106,12 +106,37 @@ def test_dry_run_shows_what_is_done_already(finished):
     result = finished.sweep("--dry_run")
     assert result.code == 0
     assert sum(line.endswith("  done") for line in result.out.splitlines()) == 4
-    assert re.search(r"about \d+ s on 2 workers \(as the last study here trained; without compilation\)$", result.out)
+    assert re.search(
+        r"about \d+ s on 2 workers \(as models of this size trained here; without compilation\)$", result.out
+    )
 
 
 def test_listing_again_needs_no_jax(finished):
     result = finished.sweep("--dry_run", PYTHONPROFILEIMPORTTIME="1")
     assert result.code == 0 and not re.search(r"\| +jax$", result.err, re.MULTILINE)
+
+
+LARGE = """
+def sweep():
+    ratios = chain(point({"model.ratio": 0}), product(axis("model.ratio", ["1:11", "1:5", "1:3"]), placements()))
+    return product(ratios, axis("optimizer.learning_rate", [3e-4, 1e-3, 3e-3]))
+
+def placements():
+    return axis("model.placement", ["even", "first", "last", "middle", "sandwich"])
+"""
+
+
+def test_forty_eight_trials_are_counted_and_listed_in_ten_seconds(workshop, warm, tmp_path):
+    model = (
+        'dict(mixers=24, base="M", insert="A", channel="-", d_model=256, n_heads=4, match=dict(parameters=15_000_000))'
+    )
+    workshop.write(model=model, sweep=LARGE, lines="c.data.seq_len = 512; c.evaluate.sequences = 2")
+    result = workshop.sweep("--dry_run", HYBRID_CACHE=str(tmp_path / "empty"))
+    assert result.code == 0, result.err
+    assert "48 trials in 16 groups, 16 arms" in result.out and "guessed: 10% of a matrix product here" in result.out
+    sizes = [int(size.replace(",", "")) for size in re.findall(r" ([\d,]{10,}) ", result.out)]
+    assert len(sizes) == 48 and max(sizes) / min(sizes) < 1.03, "matched"
+    assert result.cpu < 10
 
 
 # --- ends -------------------------------------------------------------------------------------------------------------
@@ -178,6 +203,7 @@ def test_time_left_follows_flops_rates_and_workers_and_is_never_negative():
 
 def test_durations_read_well():
     assert [duration(s) for s in (None, 0.4, 59, 200, 7500)] == ["?", "0 s", "59 s", "3 min 20 s", "2 h 05 min"]
+    assert duration(3 * 86400 + 2 * 3600) == "3 d 02 h"
 
 
 def test_live_table_is_drawn_on_a_terminal(workshop, warm):
