@@ -10,6 +10,7 @@ from typing import Any
 from hybrid.config import ModelConfig
 from hybrid.lazy import jax, jnp
 from hybrid.params import declarations_per_layer, leaves
+from hybrid.sublayers import ON_REPLACE
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,9 @@ def layer_flops(config: ModelConfig, length: int, batch: int = 1) -> list[int]:
         one, two = (dataclasses.replace(config, pattern=symbol * n) for n in (1, 2))
         cost[symbol] = flops(two, length, batch).train - flops(one, length, batch).train
     return [cost[symbol] for symbol in config.sequence]
+
+
+ON_REPLACE.extend((parameters.cache_clear, _flops.cache_clear))
 
 
 def state_bytes(config: ModelConfig, length: int, batch: int = 1) -> int:

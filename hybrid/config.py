@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hybrid import pattern as language
-from hybrid.sublayers import KINDS, Kind, kind_of
+from hybrid.sublayers import KINDS, ON_REPLACE, Kind, kind_of
 from hybrid.validation import (
     Checked,
     ConfigError,
@@ -165,6 +165,9 @@ def _resolve(config: ModelConfig, symbol: str) -> tuple[Kind, ModelConfig]:
         raise error.within(f"symbols.{symbol}") from None
     object.__setattr__(view, "groups", tuple(sorted(groups.items())))
     return kind, view
+
+
+ON_REPLACE.append(_resolve.cache_clear)
 
 
 def _group(cls: type, value: Any, name: str) -> Any:

@@ -20,7 +20,7 @@ from hybrid.norms import norm
 from hybrid.ops.linear import linear
 from hybrid.params import arrange, layers_of, per_layer
 from hybrid.pattern import expand
-from hybrid.positions import in_document, sinusoids
+from hybrid.positions import documents, in_document, sinusoids
 from hybrid.segments import Segment, segments
 from hybrid.sharding import constrain
 from hybrid.sublayers import Aux, Context
@@ -69,6 +69,8 @@ def forward(
             raise ConfigError(kind.group, f"takes at most {limit} tokens; {tokens.shape[1]} were given")
         if segment_ids is not None and kind.traits(view).packing == "refused":
             raise ConfigError(kind.group, "mixes packed documents; segment_ids are not allowed")
+    if segment_ids is not None:
+        segment_ids = documents(segment_ids)
     if positions is None:
         index = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
         positions = index if segment_ids is None else in_document(segment_ids)

@@ -17,6 +17,12 @@ def in_document(segment_ids: Int[Array, "B L"]) -> Int[Array, "B L"]:
     return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
 
 
+def documents(segment_ids: Int[Array, "B L"]) -> Int[Array, "B L"]:
+    """Documents numbered from 0 in each row: a segment id that comes back later is another document."""
+    changes = segment_ids[:, 1:] != segment_ids[:, :-1]
+    return jnp.pad(jnp.cumsum(changes, axis=1, dtype=jnp.int32), ((0, 0), (1, 0)))
+
+
 def frequencies(dim: int, theta: float, dtype: Any = jnp.float32) -> Float[Array, half]:
     """theta^(-2i/dim) for i in 0..dim/2 - 1 (Su et al. 2021, section 3.2.2; Vaswani et al. 2017, section 3.5)."""
     return 1.0 / theta ** (jnp.arange(0, dim, 2, dtype=dtype) / dim)

@@ -7,7 +7,7 @@ devices do not divide stays whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -89,3 +89,23 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, spec(mesh, x.shape, axes))
+
+
+def per_device(
+    function: Callable[..., jax.Array], axes: Sequence[tuple[str | None, ...]], out_axes: tuple[str | None, ...]
+) -> Callable[..., jax.Array]:
+    """A function that is computed piece by piece along these logical axes, each device on its own piece alone.
+
+    For operators that XLA would gather whole on every device first, such as Fourier transforms. The output has the
+    sizes of the first argument. Nothing changes where no mesh is set.
+    """
+
+    def run(*arrays: jax.Array) -> jax.Array:
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty or mesh.size == 1:
+            return function(*arrays)
+        specs = tuple(spec(mesh, array.shape, names) for array, names in zip(arrays, axes, strict=True))
+        out = spec(mesh, arrays[0].shape, out_axes)
+        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)(*arrays)
+
+    return run

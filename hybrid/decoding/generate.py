@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from hybrid.config import ModelConfig
 from hybrid.model import extend, init_state
 from hybrid.params import per_layer
+from hybrid.sublayers import ON_REPLACE
 from hybrid.validation import ConfigError
 
 
@@ -66,6 +67,9 @@ def _generate(
 
     _, rest = jax.lax.scan(step, (first, state), jnp.arange(1, steps))
     return jnp.concatenate([first[:, None], rest.T], axis=1)
+
+
+ON_REPLACE.append(jax.clear_caches)
 
 
 def sample(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hybrid.lazy import jax, jnp, struct
 from hybrid.params import Param, normal, ones, zeros
@@ -26,8 +27,8 @@ class AttentionConfig(Checked):
     out_bias: bool = False
     softcap: PositiveFloat | None = None
     """c: scores become c tanh(scores / c)."""
-    form: str = "auto"
-    """A form of hybrid.ops.attention."""
+    form: Literal["auto", "reference", "plain", "chunked", "fused"] = "auto"
+    """The form of hybrid.ops.attention."""
 
 
 @struct
@@ -112,11 +113,10 @@ def apply(config: ModelConfig, params: Mapping[str, Any], x: Any, context: Conte
     from hybrid.ops.linear import linear
 
     q, k, v = project(config, params, x, context.positions)
-    length = jnp.arange(x.shape[1], dtype=jnp.int32)
-    order = jnp.broadcast_to(length, x.shape[:2])  # causality goes by place in the row; segments part documents
+    # Without positions, causality goes by the place in the row; segments part documents.
     mixed = attention(
-        q, k, v, q_positions=order, k_positions=order, q_segments=context.segment_ids, k_segments=context.segment_ids,
-        k_valid=context.padding, softcap=config.attention.softcap, form=config.attention.form,
+        q, k, v, q_segments=context.segment_ids, k_segments=context.segment_ids, k_valid=context.padding,
+        softcap=config.attention.softcap, form=config.attention.form,
     )  # fmt: skip
     return linear(mixed.reshape(*x.shape[:2], -1), params["out"], params.get("out_bias")), Aux()
 
@@ -134,11 +134,17 @@ def state(config: ModelConfig, batch: int, capacity: int) -> AttentionState:
     )
 
 
+def _fits(x: Any, slots: Any) -> None:
+    if x.shape[1] > slots.shape[1]:
+        raise ConfigError("capacity", f"the state has room for {slots.shape[1]} tokens; {x.shape[1]} were given")
+
+
 def extend(config: ModelConfig, params: Mapping[str, Any], x: Any, state: AttentionState, context: Context) -> tuple:
     """x, y: (batch, new tokens, d_model); the tokens take the next slots."""
     from hybrid.ops.attention import attention
     from hybrid.ops.linear import linear
 
+    _fits(x, state.valid)
     q, k, v = project(config, params, x, context.positions)
     write = jax.vmap(lambda cache, new, at: jax.lax.dynamic_update_slice_in_dim(cache, new, at, 0))
     state = AttentionState(
@@ -155,6 +161,49 @@ def extend(config: ModelConfig, params: Mapping[str, Any], x: Any, state: Attent
     return linear(mixed.reshape(*x.shape[:2], -1), params["out"], params.get("out_bias")), state, Aux()
 
 
+def reference(config: ModelConfig, params: Mapping[str, Any], x: Any, context: Context) -> Any:
+    """One query at a time, head by head; rotations as products of complex numbers."""
+    n_heads, n_kv_heads, head_dim = heads(config)
+    batch, length, _ = x.shape
+    half = head_dim // 2
+
+    def vectors(name: str, head: int) -> Any:
+        columns = slice(head * head_dim, (head + 1) * head_dim)
+        v = x @ params[name][:, columns] + params.get(f"{name}_bias", jnp.zeros(n_heads * head_dim))[columns]
+        if name == "value":
+            return v
+        if config.attention.qk_norm:
+            power = (v**2).sum(-1, keepdims=True) / head_dim
+            v = v / jnp.sqrt(power + config.norm_eps) * params[f"{name}_norm"]
+        if config.positions == "rope":
+            turns = jnp.array([config.attention.rope_theta ** (-2.0 * i / head_dim) for i in range(half)])
+            z = (v[..., :half] + 1j * v[..., half:]) * jnp.exp(1j * context.positions[..., None] * turns)
+            v = jnp.concatenate([z.real, z.imag], axis=-1)
+        return v
+
+    queries = [vectors("query", head) for head in range(n_heads)]
+    keys, values = ([vectors(name, head) for head in range(n_kv_heads)] for name in ("key", "value"))
+    document = jnp.zeros((batch, length), int) if context.segment_ids is None else context.segment_ids
+    real = jnp.ones((batch, length), bool) if context.padding is None else context.padding
+
+    def position(t: Any) -> Any:
+        seen = (jnp.arange(length) <= t) & (document == document[:, t, None]) & real
+        outputs = []
+        for head in range(n_heads):
+            shared = head // (n_heads // n_kv_heads)
+            scores = (keys[shared] * queries[head][:, t, None]).sum(-1) / math.sqrt(head_dim)
+            if config.attention.softcap is not None:
+                scores = config.attention.softcap * jnp.tanh(scores / config.attention.softcap)
+            weights = jnp.where(seen, jnp.exp(scores), 0.0)
+            total = weights.sum(-1, keepdims=True)  # 0 where all is padding
+            weights = weights / jnp.where(total > 0, total, 1.0)
+            outputs.append((weights[..., None] * values[shared]).sum(1))
+        return jnp.concatenate(outputs, axis=-1)
+
+    mixed = jax.lax.map(position, jnp.arange(length)).swapaxes(0, 1)
+    return mixed @ params["out"] + params.get("out_bias", 0.0)
+
+
 KIND = Kind(
     symbol="A",
     group="attention",
@@ -162,6 +211,7 @@ KIND = Kind(
     traits=lambda config: Traits(),
     spec=spec,
     apply=apply,
+    reference=reference,
     state=state,
     extend=extend,
     check=check,

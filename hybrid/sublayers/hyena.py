@@ -145,12 +145,19 @@ def filters(config: ModelConfig, params: Mapping[str, Any], length: int) -> Any:
 def apply(config: ModelConfig, params: Mapping[str, Any], x: Any, context: Context) -> tuple[Any, Aux]:
     """x, y: (batch, length, d_model), length at most filter_length."""
     from hybrid.ops.fftconv import fft_conv
+    from hybrid.sharding import per_device
 
     streams, _ = _streams(config, params, x, None, context)
     kernels = filters(config, params, x.shape[1])
 
     def convolve(i: int, u: Any) -> Any:
-        return fft_conv(u, kernels[i], params["skip"][i] if "skip" in params else None)
+        channels = (kernels[i], params["skip"][i]) if "skip" in params else (kernels[i],)
+        conv = per_device(
+            fft_conv,
+            [("batch", "inner", None), ("inner", None), ("inner",)][: 1 + len(channels)],
+            ("batch", "inner", None),
+        )
+        return conv(u, *channels)
 
     return _gate(config, params, streams, convolve), Aux()
 
@@ -167,8 +174,10 @@ def extend(config: ModelConfig, params: Mapping[str, Any], x: Any, state: HyenaS
     """x, y: (batch, new tokens, d_model). Each new token costs a product with all taps up to its position."""
     from hybrid.ops.fftconv import conv_tail
 
-    streams, conv = _streams(config, params, x, state.conv, context)
     capacity = state.inputs[0].shape[2]
+    if x.shape[1] > capacity:
+        raise ConfigError("capacity", f"the state has room for {capacity} tokens; {x.shape[1]} were given")
+    streams, conv = _streams(config, params, x, state.conv, context)
     kernels = filters(config, params, capacity)
     inputs = list(state.inputs)
 
@@ -192,12 +201,14 @@ def _streams(
     """The order + 1 streams, each (batch, d_model, length) with channels first, and the short convolution's tail."""
     from hybrid.ops.linear import linear
     from hybrid.ops.short_conv import causal_conv
+    from hybrid.sharding import constrain
 
     if context.padding is not None:
         x = x * context.padding[..., None].astype(x.dtype)
     u = linear(x, params["in"], params["in_bias"])
     u, last = causal_conv(u, params["short"], params["short_bias"], initial=before)
-    return jnp.split(u.swapaxes(1, 2), config.hyena.order + 1, axis=1), last
+    streams = jnp.split(u.swapaxes(1, 2), config.hyena.order + 1, axis=1)
+    return [constrain(stream, "batch", "inner", None) for stream in streams], last
 
 
 def _gate(config: ModelConfig, params: Mapping[str, Any], streams: list[Any], convolve: Any) -> Any:
@@ -215,6 +226,49 @@ def _gate(config: ModelConfig, params: Mapping[str, Any], streams: list[Any], co
     return linear(v.swapaxes(1, 2), params["out"], params["out_bias"])
 
 
+def reference(config: ModelConfig, params: Mapping[str, Any], x: Any, context: Context) -> Any:
+    """Each long convolution as a product with its Toeplitz matrix, its window from the formula of each channel."""
+    group, d, convs = config.hyena, config.d_model, long_convs(config)
+    batch, length, _ = x.shape
+    network = params["filter"]
+    hidden = params["features"][:length] @ network["in"] + network["in_bias"]
+    for i in range(group.filter_layers):
+        hidden = jnp.sin(network["frequency"] * hidden)
+        hidden = hidden @ network[f"hidden_{i}"] + network[f"hidden_{i}_bias"]
+    taps = jnp.sin(network["frequency"] * hidden) @ network["out"].reshape(-1, convs * d)
+    slowest, fastest = (math.log(group.decay_target) / pace for pace in (group.slow_decay, group.fast_decay))
+    rates = [slowest + (fastest - slowest) * c / max(convs * d - 1, 1) for c in range(convs * d)]
+    times = [t / max(group.filter_length - 1, 1) for t in range(length)]
+    window = [[math.exp(time * rate) + group.decay_shift for rate in rates] for time in times]
+    taps = taps * jnp.array(window)  # (length, convs d)
+
+    def delayed(v: Any, steps: int) -> Any:
+        return jnp.pad(v, ((0, 0), (steps, 0), (0, 0)))[:, :length]
+
+    def long_conv(n: int, v: Any) -> Any:
+        k = taps[:, n * d : (n + 1) * d]
+        lag = jnp.arange(length)[:, None] - jnp.arange(length)[None]
+        toeplitz = jnp.where(lag[..., None] >= 0, k[jnp.maximum(lag, 0)], 0.0)
+        y = (toeplitz[None] * v[:, None]).sum(2)
+        return y + params["skip"][n] * v if "skip" in params else y
+
+    real = jnp.ones((batch, length)) if context.padding is None else context.padding
+    projected = (x * real[..., None]) @ params["in"] + params["in_bias"]
+    short = params["short_bias"]
+    for back in range(group.short_conv):
+        short = short + params["short"][group.short_conv - 1 - back] * delayed(projected, back)
+    streams = [short[..., n * d : (n + 1) * d] for n in range(group.order + 1)]
+    v = streams[-1]
+    if group.form == "code":
+        for n in range(group.order - 1):
+            v = long_conv(n, v * streams[group.order - 1 - n])
+        v = v * streams[0]
+    else:
+        for n in range(group.order):
+            v = streams[n] * long_conv(n, v)
+    return v @ params["out"] + params["out_bias"]
+
+
 KIND = Kind(
     symbol="H",
     group="hyena",
@@ -222,6 +276,7 @@ KIND = Kind(
     traits=lambda config: Traits(packing="refused", max_length=config.hyena.filter_length),
     spec=spec,
     apply=apply,
+    reference=reference,
     state=state,
     extend=extend,
 )

@@ -164,6 +164,48 @@ def _mix(
     return y, MambaState(hidden=hidden, conv=last)
 
 
+def reference(config: ModelConfig, params: Mapping[str, Any], x: Any, context: Context) -> Any:
+    """Algorithm 2 as a loop over positions, tap by tap; the state is forgotten where a document begins."""
+    group, (d_inner, dt_rank) = config.mamba, sizes(config)
+    batch, length, _ = x.shape
+    real = jnp.ones((batch, length), x.dtype) if context.padding is None else context.padding.astype(x.dtype)
+    document = jnp.zeros((batch, length), int) if context.segment_ids is None else context.segment_ids
+
+    def bias(name: str) -> Any:
+        return params.get(name, 0.0)
+
+    def scaled(v: Any, scale: Any) -> Any:
+        return v / jnp.sqrt(jnp.mean(v**2, axis=-1, keepdims=True) + group.inner_norm_eps) * scale
+
+    def position(before: tuple[Any, Any, Any], now: tuple[Any, Any, Any]) -> tuple[tuple[Any, Any, Any], Any]:
+        inputs, documents, h = before  # the last inputs and their documents, newest last
+        x, real, document = now
+        x = x * real[:, None]
+        inputs = jnp.concatenate([inputs[1:], (x @ params["in_x"] + bias("in_x_bias"))[None]])
+        documents = jnp.concatenate([documents[1:], document[None]])
+        u = bias("conv_bias")
+        for tap in range(group.d_conv):
+            u = u + params["conv"][tap] * jnp.where((documents[tap + 1] == document)[:, None], inputs[tap], 0.0)
+        u = u / (1.0 + jnp.exp(-u)) * real[:, None]
+        dt, b, c = jnp.split(u @ params["x_proj"], [dt_rank, dt_rank + group.d_state], axis=-1)
+        if group.inner_norm:
+            dt, b, c = scaled(dt, params["dt_norm"]), scaled(b, params["B_norm"]), scaled(c, params["C_norm"])
+        dt = jnp.log1p(jnp.exp(dt @ params["dt_proj"] + params["dt_bias"]))
+        h = jnp.where((documents[-2] == document)[:, None, None], h, 0.0)
+        h = jnp.exp(-dt[:, :, None] * jnp.exp(params["A_log"])) * h + (dt * u)[:, :, None] * b[:, None, :]
+        y = (h * c[:, None, :]).sum(-1) + params["D"] * u
+        z = x @ params["in_z"] + bias("in_z_bias")
+        return (inputs, documents, h), (y * z / (1.0 + jnp.exp(-z))) @ params["out"] + bias("out_bias")
+
+    start = (
+        jnp.zeros((group.d_conv, batch, d_inner), x.dtype),
+        jnp.full((group.d_conv + 1, batch), -1, document.dtype),
+        jnp.zeros((batch, d_inner, group.d_state), x.dtype),
+    )
+    _, y = jax.lax.scan(position, start, (x.swapaxes(0, 1), real.T, document.T))
+    return y.swapaxes(0, 1)
+
+
 KIND = Kind(
     symbol="M",
     group="mamba",
@@ -171,6 +213,7 @@ KIND = Kind(
     traits=lambda config: Traits(),
     spec=spec,
     apply=apply,
+    reference=reference,
     state=state,
     extend=extend,
     counted={"scan": "sequential"},

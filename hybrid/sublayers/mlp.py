@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from hybrid.lazy import jax, struct
+from hybrid.lazy import jax, jnp, struct
 from hybrid.params import Param, normal, zeros
 from hybrid.sublayers.kind import Aux, Context, Kind, Traits
 from hybrid.validation import Checked
@@ -28,7 +29,7 @@ class MlpState:
     """Nothing is carried."""
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[..., Any]] = {
     "relu": lambda up: jax.nn.relu(up),
     "gelu": lambda up: jax.nn.gelu(up, approximate=False),
     "swiglu": lambda up, gate: jax.nn.silu(gate) * up,
@@ -68,6 +69,21 @@ def extend(config: ModelConfig, params: Mapping[str, Any], x: Any, state: MlpSta
     return y, state, aux
 
 
+def reference(config: ModelConfig, params: Mapping[str, Any], x: Any, context: Context) -> Any:
+    """The formulas of the papers."""
+    from jax.scipy.special import erf
+
+    up = x @ params["up"] + params.get("up_bias", 0.0)
+    if config.mlp.activation == "relu":
+        hidden = jnp.where(up > 0, up, 0.0)
+    elif config.mlp.activation == "gelu":
+        hidden = up * (1.0 + erf(up / math.sqrt(2.0))) / 2.0
+    else:
+        gate = x @ params["gate"]
+        hidden = gate / (1.0 + jnp.exp(-gate)) * up
+    return hidden @ params["down"] + params.get("down_bias", 0.0)
+
+
 KIND = Kind(
     symbol="-",
     group="mlp",
@@ -75,6 +91,7 @@ KIND = Kind(
     traits=lambda config: Traits(mixer=False, reach="none"),
     spec=spec,
     apply=apply,
+    reference=reference,
     state=state,
     extend=extend,
 )

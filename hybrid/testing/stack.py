@@ -1,0 +1,123 @@
+"""The contract of a sublayer, seen from a model: every way of compiling and training a stack gives the same numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hybrid.losses import token_losses
+from hybrid.model import extend, forward, init_state
+from hybrid.params import abstract, arrange, per_layer
+from hybrid.testing.subject import Subject, compiled, context, in_float64, same
+from hybrid.validation import ConfigError
+
+DEPTH = 2
+
+
+def loss_and_gradients(config: Any, tokens: Any, **options: Any) -> Any:
+    """Compiled: params -> loss, gradients per layer."""
+
+    def loss(params: Any) -> Any:
+        hidden, aux = forward(config, params, tokens, **options)
+        nats, _ = token_losses(config, params, hidden, jnp.roll(tokens, -1, axis=1))
+        return nats.mean() + sum(aux.losses.values())
+
+    def run(params: Any) -> Any:
+        value, gradients = jax.value_and_grad(loss)(arrange(config, params))
+        return value, per_layer(gradients)
+
+    return compiled(run)
+
+
+@in_float64
+def check_compilation(subject: Subject) -> None:
+    """Scanned or unrolled, and whatever is recomputed: one tree of parameters, one loss, the same gradients."""
+    plain = subject.stack(DEPTH, scan_layers=False)
+    params, tokens = subject.init(plain), subject.tokens()
+    shapes = jax.tree.map(lambda leaf: leaf.shape, params)
+    wanted = loss_and_gradients(plain, tokens)(params)
+    for scan_layers, remat in ((False, "sublayer"), (True, "unit")):
+        config = subject.stack(DEPTH, scan_layers=scan_layers, remat=remat)
+        what = f"scan_layers={scan_layers} remat={remat}"
+        if not scan_layers:
+            declared = jax.tree.map(lambda leaf: leaf.shape, abstract(config))
+            assert declared == shapes, f"{subject}: {what} changes the tree of parameters"
+        same(subject, what, loss_and_gradients(config, tokens)(params), wanted)
+
+
+@in_float64
+def check_transforms(subject: Subject) -> None:
+    """The same without jit, and for several sets of parameters under vmap."""
+    x = subject.inputs()
+    sets = (subject.params, subject.initial)
+    one_by_one = jnp.stack([subject.apply(params, x) for params in sets])
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *sets)
+    together = compiled(jax.vmap(lambda params: subject.kind.apply(subject.view, params, x, context(x))[0]))(stacked)
+    same(subject, "vmap over parameters is not one after another", together, one_by_one)
+    eager = subject.kind.apply(subject.view, subject.params, x, context(x))[0]
+    same(subject, "without jit", eager, one_by_one[0])
+
+
+@in_float64
+def check_capacity(subject: Subject) -> None:
+    """Writing past the capacity is refused before it starts; where it is traced, the logits are not numbers."""
+    config, tokens = subject.stack(1), subject.tokens()
+    params = subject.init(config)
+    if not subject.traits.decodable:
+        _refused(subject, "a state of what cannot decode", lambda: init_state(config, 1, 4))
+        return
+    batch, room = tokens.shape
+    state = init_state(config, batch, room)
+    longer = jnp.concatenate([tokens, tokens], axis=1)
+    _refused(subject, f"{2 * room} tokens in room for {room}", lambda: extend(config, params, longer, state))
+    traced = compiled(lambda tokens, state: extend(config, params, tokens, state))
+    logits, full = traced(tokens, state)
+    assert np.isfinite(logits).all(), f"{subject}: tokens up to the capacity did not give numbers under jit"
+    logits, _ = traced(tokens, full)
+    assert np.isnan(logits).all(), f"{subject}: tokens past the capacity gave numbers under jit"
+    if subject.limit < 1 << 30:
+        _refused(subject, "a state longer than it takes", lambda: init_state(config, 1, subject.limit + 1))
+
+
+def _refused(subject: Subject, what: str, action: Any) -> None:
+    try:
+        action()
+    except ConfigError:
+        return
+    raise AssertionError(f"{subject}: {what} is not refused")
+
+
+@in_float64
+def check_dropout(subject: Subject) -> None:
+    """Dropout acts, differs between keys, is the same for one key, and the same scanned and unrolled."""
+    tokens = subject.tokens()
+    losses, params = {}, subject.init(subject.stack(DEPTH, scan_layers=False))
+    for scan_layers in (False, True):
+        config = subject.stack(DEPTH, scan_layers=scan_layers, dropout=0.3)
+        hidden = compiled(lambda params, key, config=config: forward(config, params, tokens, dropout_key=key)[0])
+        losses[scan_layers] = [np.asarray(hidden(params, jax.random.key(seed))) for seed in (0, 1)]
+    same(subject, "dropout under scan", losses[True], losses[False])
+    assert not np.allclose(losses[False][0], losses[False][1]), f"{subject}: two dropout keys give the same"
+
+
+@in_float64
+def check_sharding(subject: Subject) -> None:
+    """A mesh of 8 devices (data 2, fsdp 2, tensor 2) gives the loss and gradients of one. Needs 8 devices."""
+    from hybrid.params import declarations
+    from hybrid.sharding import batch_sharding, make_mesh, on, param_shardings
+
+    config = dataclasses.replace(subject.stack(1), d_model=16, n_heads=4)
+    tokens = subject.tokens(batch=4)
+    params = subject.init(config)
+    wanted = jax.device_get(loss_and_gradients(config, tokens)(params))
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    laid_out = jax.device_put(params, param_shardings(mesh, declarations(config)))
+    cut = [leaf for leaf in jax.tree.leaves(laid_out["layers"]) if not leaf.sharding.is_fully_replicated]
+    assert cut, f"{subject}: no parameter of the sublayer is cut over the mesh"
+    with on(mesh):
+        got = loss_and_gradients(config, jax.device_put(tokens, batch_sharding(mesh)))(laid_out)
+    same(subject, "sharded over 8 devices", jax.device_get(got), wanted)

@@ -1,0 +1,94 @@
+"""Every kind of the table is held to the contract of a sublayer by what it declares (hybrid/testing).
+
+A new kind is picked up with its default config. Other configs of a kind are rows of VARIANTS.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hybrid import testing
+from hybrid.sublayers import KINDS
+from hybrid.testing.stack import check_sharding
+from hybrid.testing.subject import LENGTH
+from hybrid.testing.sublayer import PIECES, check_chunks
+
+GROUPED = {"n_heads": 4, "n_kv_heads": 2}
+VARIANTS = {
+    "A grouped, all options": (
+        "A",
+        {**GROUPED, "attention": {"qk_norm": True, "qkv_bias": True, "out_bias": True, "softcap": 3.0}},
+    ),
+    "A one key head, no positions": ("A", {"n_heads": 4, "n_kv_heads": 1, "positions": "none", "head_dim": 3}),
+    "A chunked": ("A", {**GROUPED, "attention": {"form": "chunked", "rope_theta": 100.0}}),
+    "M all options": ("M", {"mamba": {"inner_norm": True, "proj_bias": True, "d_conv": 3, "dt_rank": 2}}),
+    "M associative": ("M", {"mamba": {"scan": "associative", "conv_bias": False, "expand": 1, "d_state": 3}}),
+    "M sequential": ("M", {"mamba": {"scan": "sequential", "d_conv": 1, "d_state": 1, "expand": 3}}),
+    "H order 3": ("H", {"hyena": {"order": 3, "filter_length": 37, "filter_width": 6}}),
+    "H order 4": ("H", {"hyena": {"order": 4, "filter_length": 64, "decay_shift": 0.05, "short_conv": 1}}),
+    "H paper": ("H", {"hyena": {"form": "paper", "filter_length": 33, "emb_dim": 3, "filter_layers": 1}}),
+    "H paper, order 3": ("H", {"hyena": {"form": "paper", "order": 3, "filter_length": 50, "filter_width": 5}}),
+    "- relu": ("-", {"d_ff": 5, "mlp": {"activation": "relu", "bias": True}}),
+    "- gelu": ("-", {"mlp": {"activation": "gelu", "bias": True}}),
+}
+VARIANT_CHECKS = ("masks", "chunks")
+"""What a config may change beside the checks of its kind: packed rows are the stronger test of `apply`."""
+
+
+@functools.cache
+def subject(name: str) -> testing.Subject:
+    """One for each config, so that its compiled functions are shared by the tests."""
+    symbol, fields = VARIANTS.get(name, (name, {}))
+    return testing.Subject(symbol, testing.example(symbol, **fields))
+
+
+@pytest.mark.parametrize("symbol", sorted(KINDS))
+@pytest.mark.parametrize("check", [name for name in testing.CHECKS if name != "sharding"])
+def test_contract(symbol, check):
+    testing.CHECKS[check](subject(symbol))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("check", VARIANT_CHECKS)
+def test_contract_of_other_configs(name, check):
+    testing.CHECKS[check](subject(name))
+
+
+@pytest.mark.parametrize("symbol", sorted(KINDS))
+def test_any_cut_into_chunks_gives_the_whole(symbol):
+    """The sizes are drawn from those that are compiled already."""
+
+    @settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=LENGTH))
+    def cut(sizes):
+        while sum(sizes) > LENGTH:
+            sizes.pop()
+        check_chunks(subject(symbol), [sizes])
+
+    cut()
+
+
+def test_eight_devices_give_the_numbers_of_one():
+    """One process with eight simulated devices for all kinds."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "hybrid.testing", "--only", "sharding"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.split("\n")[:-1] == [f"ok {symbol}" for symbol in sorted(KINDS)]
+
+
+def test_sharding_needs_the_devices_that_it_speaks_of():
+    with pytest.raises(ValueError, match="8 devices are not there"):
+        check_sharding(subject("-"))
+
+
+def test_every_kind_names_its_reference():
+    assert [symbol for symbol, kind in KINDS.items() if kind.reference is None] == []
