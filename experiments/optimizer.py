@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jaxtyping import Array, Float, Int
@@ -41,13 +42,10 @@ class Values:
 
 def values_of(trial: Trial) -> Values:
     """The traced values of a trial, on the default device."""
-    optimizer = trial.optimizer
-    return Values(
-        learning_rate=jnp.asarray(optimizer.learning_rate, float),
-        weight_decay=jnp.asarray(optimizer.weight_decay, float),
-        warmup_steps=jnp.asarray(optimizer.warmup_steps, float),
-        key=jax.random.key(trial.seed),
-    )
+    wanted = (trial.optimizer.learning_rate, trial.optimizer.weight_decay, trial.optimizer.warmup_steps)
+    dtype = jnp.result_type(float)
+    numbers, seed = jax.device_put(([np.asarray(value, dtype) for value in wanted], np.uint32(trial.seed)))
+    return Values(*numbers, key=jax.random.key(seed))
 
 
 # --- schedules --------------------------------------------------------------------------------------------------------

@@ -8,6 +8,9 @@ import pytest
 from experiments.checkpoint import Checkpoints, difference, digests, refuse_other
 from hybrid.validation import ConfigError
 
+# The libraries that read a damaged file leave tasks of theirs behind, which fail when they are collected.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 def tree(seed):
     random = np.random.default_rng(seed)
@@ -70,7 +73,6 @@ def hole(path):
 DAMAGES = {"flip": flip, "truncate": truncate, "hole": hole, "delete": lambda path: path.unlink()}
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the reader's own background tasks
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_to_any_file_falls_back_to_the_step_before_or_changes_nothing(written, tmp_path, damage):
     fell_back = 0
