@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hybrid.ops.fftconv import TAIL_FORMS, conv_tail, fft_conv, fft_conv_reference, transform_size
@@ -79,6 +79,8 @@ def in_two_parts(u, kernel, skip, filled, cut, capacity, form):
 @given(
     cut=st.integers(0, 8), spare=st.integers(0, 5), taps=st.sampled_from([1, 5, 20]), form=st.sampled_from(TAIL_FORMS)
 )
+@example(cut=4, spare=2, taps=5, form="direct")
+@example(cut=4, spare=2, taps=20, form="fft")
 def test_continued_after_any_cut_equals_the_whole(cut, spare, taps, form):
     """With a traced `filled`, histories with room to spare, and more new inputs than there is room for."""
     with jax.enable_x64(True):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hybrid.ops.scan import FORMS, selective_scan, selective_scan_reference
@@ -50,12 +50,14 @@ def test_form_equals_the_definition_in_value_and_gradient(x64, form, packed):
     if packed == "packed, cut before":  # the state enters the first row and not the second
         options["previous_segment"] = options["segment_ids"][:, 0] + jnp.array([0, 1])
     arrays = inputs(11)
-    got = value_and_gradient(selective_scan, arrays, **options, form=form)
+    got = value_and_gradient(selective_scan, arrays, **options, form=form, chunk=4)
     close(got, value_and_gradient(selective_scan_reference, arrays, **options))
 
 
 @settings(max_examples=4, deadline=None)
 @given(length=st.integers(1, 23), chunk=st.integers(1, 9), form=st.sampled_from(["chunked", "associative"]))
+@example(length=10, chunk=4, form="chunked")
+@example(length=10, chunk=4, form="associative")
 def test_any_length_and_chunk_gives_the_same_values_and_gradients(length, chunk, form):
     with jax.enable_x64(True):
         arrays, ids = inputs(length, batch=1, seed=length), segments(length, batch=1, seed=chunk)
