@@ -9,13 +9,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from hybrid.ops.spread import spread
+
 
 def rms_norm(x: Float[Array, "... D"], scale: Float[Array, D], eps: float) -> Float[Array, "... D"]:
     """x / sqrt(mean(x^2) + eps) * scale (Zhang & Sennrich 2019)."""
     precise = jnp.promote_types(x.dtype, jnp.float32)
     wide = x.astype(precise)
     power = jnp.einsum("...d,...d->...", wide, wide)[..., None] / x.shape[-1]
-    return (wide * jax.lax.rsqrt(power + eps) * scale.astype(precise)).astype(x.dtype)
+    return (wide * jax.lax.rsqrt(power + eps) * spread(scale.astype(precise), x.shape)).astype(x.dtype)
 
 
 def layer_norm(
@@ -27,7 +29,8 @@ def layer_norm(
     centred = wide - wide.mean(-1, keepdims=True)
     variance = jnp.einsum("...d,...d->...", centred, centred)[..., None] / x.shape[-1]
     normal = centred * jax.lax.rsqrt(variance + eps)
-    return (normal * scale.astype(precise) + bias.astype(precise)).astype(x.dtype)
+    scaled = normal * spread(scale.astype(precise), x.shape)
+    return (scaled + spread(bias.astype(precise), x.shape)).astype(x.dtype)
 
 
 def norm(params: Mapping[str, Any], x: Float[Array, "... D"], eps: float) -> Float[Array, "... D"]:
