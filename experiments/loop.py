@@ -9,6 +9,7 @@ Order at a step: the row of training, the evaluation, the checkpoint, so that a 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import time
@@ -55,13 +56,13 @@ def train(
 ) -> Outcome:
     """Trains `trial` in its run folder, which the caller has claimed, and commits the result.
 
-    programs: keeps the compiled steps of each group for the next runs of this process. stop: for callers that want to
-    know which signal came. data: instead of what trial.data names. Raises ConfigError where checkpoints or data are not
+    programs: keeps the compiled steps of each group for the next runs of this process. stop: of a caller that notes
+    signals itself. data: instead of what trial.data names. Raises ConfigError where checkpoints or data are not
     those of this trial.
     """
     if run.result is not None:
         return run.result["status"]
-    with stop or Stop() as asked:
+    with Stop() if stop is None else contextlib.nullcontext(stop) as asked:
         data = _load(trial) if data is None else data
         derived = run.record["derived"]
         recorded = derived.get("fingerprint") or data.fingerprint
