@@ -1,8 +1,8 @@
 """Floating point operations of a jaxpr: exact for matrix products, through scan, remat, jit and custom derivatives.
 
 XLA's own `cost_analysis` counts the body of a loop once; here it is multiplied by its trip count. A multiply-add is
-two operations, other arithmetic on a number is one, a Fourier transform of length N is 5 N log2 N (half of it for real
-input or output), moving and comparing numbers is none.
+two operations, other arithmetic on a number is one, a Fourier transform of length N is 5 N log2 N (also of real
+numbers), moving and comparing numbers is none.
 """
 
 from __future__ import annotations
@@ -68,12 +68,10 @@ def _convolution(equation: Any) -> int:
 
 
 def _fft(equation: Any) -> int:
-    lengths = equation.params["fft_lengths"]
-    n = math.prod(lengths)
-    real = "RFFT" in str(equation.params["fft_type"])
-    aval = equation.invars[0].aval if "IRFFT" not in str(equation.params["fft_type"]) else equation.outvars[0].aval
-    transforms = aval.size // n
-    return int(transforms * 5 * n * math.log2(n) * (0.5 if real else 1.0))
+    """One rule for complex and real transforms, in either direction; n is the length in time."""
+    n = math.prod(equation.params["fft_lengths"])
+    size = max(equation.invars[0].aval.size, equation.outvars[0].aval.size)  # a real one has n/2 + 1 frequencies
+    return round(size // n * 5 * n * math.log2(n))
 
 
 def _scan(equation: Any) -> int:
