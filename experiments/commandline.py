@@ -59,7 +59,7 @@ FLAGS = {
     "status": Flag("", _switch, "show where the study in --workdir stands"),
     "retry": Flag("", _switch, "take up again the runs that failed by an error of their own, too"),
     "trial": Flag("FILE", _path, "the config.json of a run: trains it again in its folder, without a Python config"),
-    "report": Flag("", _switch, "write the report at the end (default: true)"),
+    "report": Flag("", _switch, "--report=false leaves out the report at the end"),
     "stage": Flag("NAME", _text, "end after this stage of the study (tune or confirm)"),
 }
 

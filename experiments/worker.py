@@ -59,7 +59,7 @@ def train_run(run: RunFolder, trainer: Trainer, programs: dict) -> dict[str, Any
             return {"outcome": outcome}
     except Exception as error:
         traceback.print_exc()
-        return {"phase": _phase(error, phase), "error": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
+        return {"phase": _phase(error, phase), "error": one_line(error)}
 
 
 def _begin(run: RunFolder) -> Any:
@@ -76,6 +76,12 @@ def _begin(run: RunFolder) -> Any:
         record["derived"].update(count(trial))
         run.create(record)
     return trial
+
+
+def one_line(error: Exception) -> str:
+    """The type and the text of an error, at most 500 characters."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:500] if text else type(error).__name__
 
 
 def _phase(error: Exception, phase: str) -> str:
@@ -165,7 +171,7 @@ def main(arguments: dict[str, str]) -> int:
                 answer = {"outcome": "stopped"} if stop.is_set() else train_run(run, trainer, programs)
             except Exception as error:  # the trainer itself cannot be imported
                 traceback.print_exc()
-                answer = {"phase": "start", "error": f"{type(error).__name__}: {error}"}
+                answer = {"phase": "start", "error": one_line(error)}
             signal.signal(signal.SIGTERM, stop_soon)
         os.write(answers, (json.dumps({"run": str(run.path), **answer}) + "\n").encode())
         if stop.is_set() or answer.get("outcome") == "stopped":

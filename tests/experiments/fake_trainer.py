@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -18,7 +19,8 @@ from experiments.files import read_json, write_json
 
 
 def _memory() -> None:
-    raise MemoryError("1 TiB asked for")
+    resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))
+    bytearray(2**33)
 
 
 def _error() -> None:

@@ -112,7 +112,12 @@ class Workshop:
         """The command with exactly these arguments."""
         command = [sys.executable, "-m", "experiments.sweep", *arguments]
         variables = {**self.environment, **environment}
-        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        pipes: dict[str, Any] = {
+            "start_new_session": True,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "text": True,
+        }
         return subprocess.Popen(command, cwd=ROOT, env=variables, stdin=subprocess.DEVNULL, **pipes)
 
     def command(self, *arguments: str, **environment: str) -> Result:

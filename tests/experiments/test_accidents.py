@@ -138,7 +138,7 @@ def test_signal_saves_at_the_current_step_and_the_same_command_goes_on(shop, tra
     process = begin(shop, trainer)
     wait_for(lambda: trained(shop))
     workers = children(process.pid)
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # as a terminal does: all in the foreground get it
     returned, err = end(process)
     assert returned == code and "all is saved, and the same command goes on" in err
     assert not any(alive(pid) for pid in workers)

@@ -96,7 +96,7 @@ def test_one_worker_lives_from_one_call_to_the_next(study):
     ("fault", "phase", "error"),
     [
         ("error", "train", "ValueError: the loss has no gradient here"),
-        ("memory", "oom", "MemoryError: 1 TiB asked for"),
+        ("memory", "oom", "MemoryError"),
         ("disk", "files", "OSError: [Errno 28] No space left on device"),
         ("kill", "no progress", f"no progress in {STARTS} starts: the worker was killed by SIGKILL"),
         ("abort", "no progress", f"no progress in {STARTS} starts: the worker was killed by SIGABRT"),

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from experiments.progress import Line, Snapshot, duration, headline
+from experiments.progress import Line, Snapshot, _spent, duration, headline
 from tests.experiments.studies import ROOT, wait_for
 
 
@@ -199,6 +199,13 @@ def test_time_left_follows_flops_rates_and_workers_and_is_never_negative():
     expected = (0.5 * 10_000 + 10_000 + 12_500) * 600 / 20_000  # one not counted yet is taken for a mean one
     assert Snapshot(lines, 1).seconds_left() == pytest.approx(expected)
     assert headline(Snapshot(lines, 2)) == "1 of 5 done, 1 running, 1 failed, 2 queued, about 6 min 52 s left"
+
+
+def test_clock_that_was_set_back_counts_as_nothing():
+    names = ["start", "speed", "start", "speed", "done"]
+    events = [{"event": name, "time": time} for name, time in zip(names, [100, 130, 50, 20, 40], strict=True)]
+    assert _spent(events) == 30
+    assert _spent([]) == 0
 
 
 def test_durations_read_well():
