@@ -1,0 +1,205 @@
+"""Writes study folders as the sweep leaves them, without training: for tests of what reads them.
+
+python tests/fake_study.py runs/fake        a study of 6 arms, 2 learning rates, 3 seeds, one diverged, one failed
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import random
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from experiments.files import encode
+from hybrid import pattern as patterns
+
+TOKENS_PER_STEP, STEPS, EVERY = 2048, 200, 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """An architecture; `floor` is the bits per byte that it tends to, `rate` the learning rate it likes best."""
+
+    pattern: str
+    placement: str
+    floor: float
+    rate: float = 3e-3
+    parameters: int = 400_000
+    flops_per_token: int = 2_400_000
+    state_bytes: int = 65_536
+
+
+ARMS = {
+    "attention": Arm("(A-)4", "", 2.42, parameters=401_920, flops_per_token=2_630_000, state_bytes=262_144),
+    "mamba": Arm("(M-)4", "", 2.30, parameters=398_336, flops_per_token=2_410_000, state_bytes=24_576),
+    "hyena": Arm("(H-)4", "", 2.47, parameters=405_248, flops_per_token=2_890_000, state_bytes=131_072),
+    "quarter_even": Arm("M-M-A-M-", "even", 2.21, state_bytes=83_968),
+    "quarter_first": Arm("A-(M-)3", "first", 2.29, state_bytes=83_968),
+    "half_even": Arm("(M-A-)2", "even", 2.24, flops_per_token=2_520_000, state_bytes=143_360),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run folder. `validation` and `test` are the final bits per byte; None: taken from the arm's curve."""
+
+    arm: str
+    seed: int
+    learning_rate: float
+    stage: str = "tune"
+    status: str = "done"  # done | diverged | failed | stopped
+    validation: float | None = None
+    test: float | None = None
+    architecture: Arm | None = None
+
+    @property
+    def made_of(self) -> Arm:
+        return self.architecture or ARMS[self.arm]
+
+    @property
+    def id(self) -> str:
+        return hashlib.sha256(f"{self.arm} {self.seed} {self.learning_rate}".encode()).hexdigest()[:12]
+
+
+def record(run: Run, name: str, baseline: str) -> dict[str, Any]:
+    """config.json of a run."""
+    arm = run.made_of
+    sequence = patterns.expand(arm.pattern)
+    summary = patterns.summary(arm.pattern)
+    trial: dict[str, Any] = {
+        "model": {"pattern": arm.pattern, "symbols": {}, "d_model": 64},
+        "data": {"source": "shakespeare", "tokenizer": "bytes", "seq_len": 256, "batch_size": 8},
+        "optimizer": {"learning_rate": run.learning_rate, "weight_decay": 0.1, "schedule": "cosine"},
+        "train": {"steps": STEPS, "log_every": EVERY},
+        "study": {
+            "name": name,
+            "seeds": 3,
+            "baseline": baseline,
+            "tune": ["optimizer.learning_rate"],
+            "score": "bits_per_byte",
+        },
+        "arm": run.arm,
+        "seed": run.seed,
+    }
+    derived = {
+        "pattern": list(sequence),
+        "compact": patterns.compact(sequence),
+        "ratio": str(summary.ratio),
+        "placement": arm.placement,
+        "parameters": {
+            "total": arm.parameters,
+            "active": arm.parameters,
+            "without_embeddings": arm.parameters - 257 * 64,
+        },
+        "flops_per_token": arm.flops_per_token,
+        "state_bytes": arm.state_bytes,
+        "fingerprint": "f00dcafe0001",
+    }
+    versions = {"python": "3.11.7", "jax": "0.10.2", "hybrid": "0.1.0", "commit": "0123456789ab"}
+    return {
+        "id": run.id,
+        "arm": run.arm,
+        "study": name,
+        "stage": run.stage,
+        "trial": trial,
+        "derived": derived,
+        "versions": versions,
+    }
+
+
+def rows(run: Run) -> list[dict[str, Any]]:
+    """metrics.jsonl: a power law to the arm's floor with seeded noise; a rate that is not the arm's own costs 4 %."""
+    arm = run.made_of
+    noise = random.Random(run.id)
+    level = arm.floor * (1 + 0.04 * abs(math.log10(run.learning_rate / arm.rate))) + noise.gauss(0, 0.012)
+    last = {"done": STEPS, "diverged": STEPS // 2, "failed": STEPS // 4, "stopped": STEPS // 2}[run.status]
+    made: list[dict[str, Any]] = []
+    for step in range(EVERY, last + 1, EVERY):
+        tokens = step * TOKENS_PER_STEP
+        at = {"step": step, "tokens": tokens, "flops": tokens * arm.flops_per_token}
+        bits = level + 5.3 * (step / 2) ** -0.75 - 5.3 * (STEPS / 2) ** -0.75
+        train = math.nan if run.status == "diverged" and step == last else bits + noise.gauss(0, 0.04)
+        train_values = {
+            "train/loss": train * math.log(2),
+            "train/bits_per_byte": train,
+            "train/gradient_norm": abs(noise.gauss(0.6, 0.1)),
+            "train/update_ratio": 1e-3,
+            "train/learning_rate": run.learning_rate,
+        }
+        made.append(at | train_values)
+        if not math.isnan(train):
+            value = run.validation if step == STEPS and run.validation is not None else bits
+            made.append(at | {"validation/loss": value * math.log(2), "validation/bits_per_byte": value})
+    if run.status == "done":
+        value = run.test if run.test is not None else made[-1]["validation/bits_per_byte"] + 0.03
+        made.append(at | {"test/loss": value * math.log(2), "test/bits_per_byte": value})
+    return made
+
+
+def write_run(folder: Path, run: Run, name: str, baseline: str = "") -> Path:
+    """The run's folder under `folder`/trials."""
+    path = folder / "trials" / run.id
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps(record(run, name, baseline)))
+    made = rows(run)
+    (path / "metrics.jsonl").write_text("".join(encode(row) + "\n" for row in made))
+    events = [
+        {"time": 1e9, "event": "start"},
+        {"time": 1e9 + 5, "event": "compiled", "seconds": 4.5},
+        {"time": 1e9 + 9, "event": "speed", "step": 100, "tokens_per_second": 30_000.0, "loss": 2.0},
+    ]
+    (path / "events.jsonl").write_text("".join(encode(row) + "\n" for row in events))
+    if run.status == "failed":
+        failure = {"phase": "train", "error": "RESOURCE_EXHAUSTED: out of memory | 17 GiB asked", "attempts": 2}
+        (path / "failed.json").write_text(json.dumps(failure))
+    if run.status in ("done", "diverged"):
+        result = {key: made[-1][key] for key in ("step", "tokens", "flops")}
+        result |= {"status": run.status, "parameters": run.made_of.parameters, "seconds": 13.5}
+        for part in ("validation", "test"):
+            found = [row for row in made if f"{part}/loss" in row] if run.status == "done" else []
+            if found:
+                result[part] = {
+                    "loss": found[-1][f"{part}/loss"],
+                    "bits_per_byte": found[-1][f"{part}/bits_per_byte"],
+                }
+        (path / "done.json").write_text(json.dumps(result))
+    return path
+
+
+def write(folder: Path | str, runs: Iterable[Run], baseline: str = "") -> Path:
+    """A study folder with its manifest and these runs."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = {
+        "study": folder.name,
+        "command": f"python -m experiments.sweep --config=configs/quickstart.py --workdir=runs/{folder.name}",
+        "versions": {"python": "3.11.7", "jax": "0.10.2", "hybrid": "0.1.0", "commit": "0123456789ab"},
+        "baseline": baseline,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    for run in runs:
+        write_run(folder, run, folder.name, baseline)
+    return folder
+
+
+def quickstart(folder: Path | str) -> Path:
+    """6 arms, 2 learning rates on one seed, then seeds 1 and 2 at the better: one tuning run diverged, one failed."""
+    runs = []
+    for name, arm in ARMS.items():
+        for rate in (1e-3, 3e-3):
+            status = "diverged" if (name, rate) == ("hyena", 3e-3) else "done"
+            runs.append(Run(name, 0, rate, status=status))
+        chosen = 1e-3 if name == "hyena" else arm.rate
+        for seed in (1, 2):
+            status = "failed" if (name, seed) == ("half_even", 2) else "done"
+            runs.append(Run(name, seed, chosen, stage="confirm", status=status))
+    return write(folder, runs, baseline="attention")
+
+
+if __name__ == "__main__":
+    print(quickstart(sys.argv[1]))
