@@ -121,9 +121,7 @@ def _row(
             "difference_low": _finite(comparison.low),
             "difference_high": _finite(comparison.high),
             "verdict": comparison.verdict,
-            "more_seeds": statistics.more_seeds(comparison, level=1 - 0.05 / (len(results.arms) - 1))
-            if undecided
-            else None,
+            "more_seeds": more,
         }
     return {name: row.get(name) for name in TABLE}
 
