@@ -162,9 +162,7 @@ def _cells(results: Results, data: pl.DataFrame) -> tuple[list[str], list[list[s
         rows.append(
             [
                 row["arm"] or "",
-                "".join(expand(row["pattern"]))
-                if row["pattern"] and len(expand(row["pattern"])) <= 24
-                else row["pattern"],
+                row["expanded"] if len(row["expanded"] or "") <= 24 else row["pattern"],
                 _number(row["parameters"], ",.0f"),
                 _short(row["flops_per_token"]),
                 _short(row["state_bytes"]),
