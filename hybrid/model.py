@@ -100,7 +100,8 @@ def embed(
     config: ModelConfig, params: Params, tokens: Int[Array, "B L"], positions: Int[Array, "B L"]
 ) -> Float[Array, "B L D"]:
     """Token embedding times its scale, plus learned or sinusoidal positions, in the compute dtype."""
-    x = params["tokens"][tokens] * config.embedding_scale
+    table = constrain(params["tokens"], "vocab", None)  # gather the table's columns, and not all rows of the batch
+    x = table[tokens] * config.embedding_scale
     if config.positions == "learned":
         x = x + params["positions"][positions]
     elif config.positions == "sinusoidal":

@@ -67,15 +67,9 @@ class TinyBatches:
 
 def trial(**fields: Any) -> Trial:
     """A trial of some thousand parameters; fields by dotted name with __ for the dot: model__pattern="AM"."""
+    sizes = {"vocab_size": 258, "d_model": 16, "n_heads": 4, "n_kv_heads": 2, "d_ff": 24, "mamba": {"d_state": 4}}
     values: dict[str, Any] = {
-        "model": {
-            "pattern": "M-A-",
-            "vocab_size": 257,
-            "d_model": 16,
-            "n_heads": 2,
-            "d_ff": 24,
-            "mamba": {"d_state": 4},
-        },
+        "model": {"pattern": "AMH-", "hyena": {"filter_length": 16}, **sizes},
         "data": {"source": "shakespeare", "seq_len": 16, "batch_size": 4},
         "optimizer": {"learning_rate": 1e-2, "warmup_steps": 2},
         "train": {"steps": 20, "log_every": 2},
