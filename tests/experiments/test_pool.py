@@ -1,7 +1,10 @@
 """Workers: who trains what; failures and deaths are written down and the others go on."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -157,6 +160,33 @@ def test_worker_that_is_told_to_stop_alone_is_replaced_and_its_run_goes_on(study
     assert states(study)[0] == "done"
     names = [event["event"] for event in study.tasks[0].run.events()]
     assert names.count("start") == 2 and names.count("stopped") == 1 and names.count("resume") == 1
+
+
+def training(study, *command: str) -> subprocess.Popen:
+    """A process that trains for long, by a worker that reads the stdin that we hold."""
+    run = study.tasks[0].run
+    environment = {**study.environment, "FAKE_STEP": "30"}
+    process = subprocess.Popen([sys.executable, *command], stdin=subprocess.PIPE, env=environment)
+    process.stdin.write(json.dumps({"run": str(run.path)}).encode() + b"\n")
+    process.stdin.flush()
+    wait_for(lambda: any(event["event"] == "compiled" for event in run.events()))
+    return process
+
+
+def test_worker_ends_at_the_end_of_its_stdin_in_the_midst_of_training(study):
+    worker = training(study, "-m", "experiments.worker", f"--parent={os.getpid()}", "--trainer=fake_trainer:train")
+    worker.stdin.close()
+    assert worker.wait(timeout=5) == 0
+
+
+def test_worker_ends_with_its_parent_though_its_stdin_stays_open(study):
+    words = "sys.executable, '-m', 'experiments.worker', f'--parent={os.getpid()}', '--trainer=fake_trainer:train'"
+    parent = training(study, "-c", f"import os, subprocess, sys; subprocess.run([{words}])")
+    pid = next(event for event in study.tasks[0].run.events() if event["event"] == "start")["pid"]
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not alive(pid), seconds=5)
+    parent.stdin.close()
 
 
 def test_own_errors_are_begun_again_with_other_code_or_on_demand_only(study, monkeypatch):

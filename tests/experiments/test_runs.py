@@ -145,11 +145,13 @@ def test_asking_for_the_status_never_refuses_a_claim(tmp_path):
         pass
     reader = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
     with reader:
-        reader.stdout.readline()
-        for _ in range(300):
-            with RunFolder(tmp_path).claim():
-                pass
-        reader.kill()
+        try:
+            reader.stdout.readline()
+            for _ in range(300):
+                with RunFolder(tmp_path).claim():
+                    pass
+        finally:
+            reader.kill()
 
 
 def test_result_is_whole_or_absent_when_the_writer_dies(tmp_path):
