@@ -160,7 +160,7 @@ def _resolve(config: ModelConfig, symbol: str) -> tuple[Kind, ModelConfig]:
                 object.__setattr__(view, name, checked(name, value, own[name]))
             else:
                 raise unknown(name, name, sorted({*group, *own}))
-        groups = {**dict(config.groups), kind.group: _group(kind.config, group, kind.group)}
+        groups = {**dict(config.groups), kind.group: build(kind.config, group)}  # fields as the user named them
     except ConfigError as error:
         raise error.within(f"symbols.{symbol}") from None
     object.__setattr__(view, "groups", tuple(sorted(groups.items())))
@@ -180,8 +180,8 @@ def _group(cls: type, value: Any, name: str) -> Any:
 
 def _symbols(value: Any) -> tuple:
     if not isinstance(value, Mapping):
-        if isinstance(value, tuple | list):
-            return tuple((letter, kind, tuple((n, v) for n, v in overrides)) for letter, kind, overrides in value)
+        if isinstance(value, tuple) and all(isinstance(row, tuple) and len(row) == 3 for row in value):
+            return value  # what this function made, on the way through dataclasses.replace
         raise ConfigError("symbols", f"{value!r} is not allowed; must map a letter to its kind and overrides")
     rows = []
     for letter, entry in sorted(value.items()):
