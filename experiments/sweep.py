@@ -20,7 +20,7 @@ from typing import Any
 from experiments import manifest
 from experiments.commandline import Options, main, parse
 from experiments.configfile import ConfigFile, read_overrides
-from experiments.files import Held, is_locked, lock
+from experiments.files import is_locked, lock
 from experiments.study import Run, Study, describe, plan, refuse
 from hybrid.validation import ConfigError, unknown
 
@@ -223,22 +223,21 @@ def _summary(folder: Path, runs: Sequence[Run]) -> int:
 
 
 def _report(folder: Path, *, fresh: bool) -> bool:
-    """Writes the report (again, where runs were added) and says where it is; False where it could not be made."""
-    found = sorted((folder / "report").glob("*.md"))
-    if fresh or not found:
-        try:
-            from experiments.report import write
+    """Writes the report (again, where runs were added) and prints its table; False where it could not be made."""
+    try:
+        from experiments.report import show, write
 
-            found = [write(folder)]
-        except Exception as error:  # the runs are safe: the report can be made again
-            text = " ".join(f"{type(error).__name__}: {error}".split())
-            manifest.say(f"the report could not be written ({text}); again: python -m experiments.report {folder}")
-            return False
-    print(f"report: {found[0]}")
+        path = folder / "report" / "report.md"
+        if fresh or not path.exists():
+            path = write(folder)
+        show(folder)
+    except Exception as error:  # the runs are safe: the report can be made again
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        manifest.say(f"the report could not be written ({text}); again: python -m experiments.report {folder}")
+        return False
+    print(f"report: {path}")
     return True
 
-
-__all__ = ["Held", "command", "run"]
 
 if __name__ == "__main__":
     main(command)

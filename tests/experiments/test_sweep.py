@@ -48,15 +48,17 @@ def test_plain_output_has_a_line_for_each_run_and_the_report(finished):
     assert finished.first.code == 0, finished.first.err
     report = re.search(r"^report: (.*)$", finished.first.out, re.MULTILINE)
     assert report and os.path.isfile(report[1])
+    figures = re.findall(r"^figure: (.*)$", finished.first.out, re.MULTILINE)
+    assert figures and all(os.path.isfile(figure) for figure in figures)
 
 
 def test_same_command_says_that_all_is_done_and_starts_nothing(finished):
     before = {path: path.stat().st_mtime_ns for path in finished.workdir.rglob("*") if path.is_file()}
-    result = finished.sweep("--workers=2")
+    result = finished.command(*finished.arguments("--workers=2"))
     after = {path: path.stat().st_mtime_ns for path in finished.workdir.rglob("*") if path.is_file()}
     assert result.code == 0 and "all 6 runs were done already" in result.out
     assert {str(path) for path in before if before[path] != after[path]} <= {str(finished.workdir / "lock")}
-    assert result.cpu < 3.0
+    assert result.cpu < 6.0
 
 
 def test_frozen_study_goes_on_by_its_folder_alone(finished):
