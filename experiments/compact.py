@@ -1,0 +1,75 @@
+"""The compact form of results: runs.csv, curves.csv (thinned) and manifest.json, small enough to commit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from experiments.files import write_json, write_text
+from experiments.frames import json_object
+from experiments.results import AXES, METRICS, RUNS, Results, labelled
+from hybrid.validation import ConfigError
+
+FACTS = ("study", "baseline", "score", "symbols", "versions", "problems")
+"""Fields of Results that manifest.json keeps under "results"."""
+ABOUT = ("study", "command", "settings", "config", "machine", "workers")
+"""What is kept of the study's own manifest: its trials one by one would be most of the size."""
+
+
+def write(results: Results, folder: Path, points: int) -> Path:
+    """Writes the three files; equal results give equal bytes. `points`: about how many rows a run and metric keep."""
+    curves = results.curves.select(*AXES, *METRICS)
+    parts = [part[_kept(part, points)] for part in curves.partition_by("id", maintain_order=True)]
+    thin = pl.concat(parts) if parts else curves
+    about = {name: results.manifest[name] for name in ABOUT if name in results.manifest}
+    facts = {name: getattr(results, name) for name in FACTS}
+    write_text(folder / "runs.csv", results.runs.write_csv())
+    write_text(folder / "curves.csv", thin.with_columns(pl.selectors.float().round_sig_figs(6)).write_csv())
+    write_json(folder / "manifest.json", {**about, "results": facts})
+    return folder
+
+
+def _kept(curve: pl.DataFrame, points: int) -> list[int]:
+    """Rows of one run: of each metric the first, the last, and `points` in all, evenly spaced."""
+    keep: set[int] = set()
+    for name in METRICS:
+        having = curve[name].is_not_null().arg_true().to_list()
+        keep.update(_spaced(having, max(points, 2)))
+    return sorted(keep)
+
+
+def _spaced(rows: list[int], points: int) -> Iterator[int]:
+    wanted = min(points, len(rows))
+    for k in range(wanted):
+        yield rows[round(k * (len(rows) - 1) / max(wanted - 1, 1))]
+
+
+def read(folder: Path) -> Results:
+    """What `write` wrote. Raises ConfigError where a file is missing or is no table of that kind."""
+    problems: list[str] = []
+    manifest = json_object(folder / "manifest.json", problems)
+    facts: dict[str, Any] = manifest.pop("results", {})
+    try:
+        runs = pl.read_csv(folder / "runs.csv", schema_overrides=RUNS)
+        runs = runs.select(*RUNS).with_columns(pl.col("placement").fill_null(""), pl.col("arm").fill_null(""))
+        kinds = AXES | dict.fromkeys(METRICS, pl.Float64)
+        curves = pl.read_csv(folder / "curves.csv", schema_overrides=kinds).select(*kinds)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        reason = str(error).splitlines()[0]
+        text = f"{str(folder)!r} holds no readable runs.csv and curves.csv ({reason}); save the study there again"
+        raise ConfigError("folder", text) from None
+    return Results(
+        folder=folder,
+        study=facts.get("study") or folder.name,
+        runs=runs,
+        curves=labelled(curves, runs),
+        baseline=facts.get("baseline") or (runs["arm"][0] if len(runs) else ""),
+        score=facts.get("score", "bits_per_byte"),
+        symbols=facts.get("symbols") or {},
+        manifest=manifest,
+        versions=facts.get("versions") or {},
+        problems=(*problems, *facts.get("problems", ())),
+    )
