@@ -1,4 +1,4 @@
-"""The figures of a study. Each function draws on a new figure and returns it with the data that it shows.
+"""The figures of a study. Each function draws a new figure and returns it with the data that it shows.
 
     figure, data = curves(results, x="flops")
 
@@ -7,76 +7,121 @@ Scores are those of the study (bits per byte, or nats per token), lower is bette
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Collection
+from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from experiments import statistics
-from experiments.palette import (
-    ALARM,
-    FAINT,
-    GRID,
-    INK,
-    PLACEMENTS,
-    arm_colours,
-    kind_colour,
-    mixers,
-)
-from experiments.results import Results, digest
-from experiments.verdicts import confirmed, responses
-from hybrid.pattern import expand
+from experiments import drawing
+from experiments.palette import ALARM, FAINT, INK, OTHERS, PLACEMENTS, Look, base, cells, looks
+from experiments.results import Results
+from experiments.verdicts import confirmed, edges, responses
+from hybrid.pattern import SYMBOLS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 6.0
-"""Inches: a column of text."""
 SCORES = {"bits_per_byte": "bits per byte", "loss": "loss, nats per token"}
 AXES = {"tokens": "tokens", "flops": "training FLOPs"}
-
-STYLE: Any = {
-    "font.size": 8,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "figure.dpi": 100,
-    "savefig.dpi": 180,
-}
 
 
 def verdicts(results: Results) -> tuple[Figure, pl.DataFrame]:
     """Each arm as a stripe of its sublayers beside its test score with interval; the baseline is the dotted line."""
     data = results.table()
     rows = len(data)
-    figure, (left, right) = _figure(0.62 + 0.27 * max(rows, 1), columns=(1.25, 1), results=results)
-    depth = max((len(expand(pattern)) for pattern in data["pattern"]), default=1)
-    for y, row in enumerate(data.iter_rows(named=True)):
-        _stripe(left, row["pattern"], y, depth, results)
-        if row["test"] is not None:
-            colour = {"better": INK, "worse": INK}.get(row["verdict"], FAINT)
-            _point(right, row["test"], y, row["low"], row["high"], colour)
+    stacks = [cells(pattern) for pattern in data["pattern"]]
+    depth = max(map(len, stacks), default=0) or 1
+    with drawing.figure(results, 0.55 + 0.26 * max(rows, 1), widths=(1.2, 1)) as (figure, (left, right)):
+        for y, row in enumerate(data.iter_rows(named=True)):
+            drawing.stripe(left, stacks[y], y, depth, results)
+            colour = INK if row["verdict"] in ("better", "worse") else FAINT
+            if row["low"] is not None:
+                right.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=1.4, solid_capstyle="butt")
+            if row["test"] is not None:
+                right.plot(
+                    [row["test"]], [y], "o", color=colour, markersize=4.5, markerfacecolor=_fill(decided, colour)
+                )
             if row["verdict"] == "baseline":
                 right.axvline(row["test"], color=FAINT, linewidth=0.8, linestyle=":")
-        right.annotate(
-            row["verdict"] or "no score", (1.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=7,
-            color=INK if row["verdict"] in ("better", "worse") else FAINT,
-        )  # fmt: skip
-    left.set(xlim=(0, depth), ylim=(rows - 0.5, -0.5), yticks=range(rows), xlabel="sublayer")
-    left.set_yticklabels(data["arm"].to_list())
-    left.grid(False)
-    left.spines[["bottom", "left"]].set_visible(False)
-    left.tick_params(length=0)
-    right.set(ylim=(rows - 0.5, -0.5), yticks=[], xlabel=f"test {SCORES[results.score]}, 95 % interval")
-    right.spines["left"].set_visible(False)
+            word, place = row["verdict"] or "no verdict", ("axes fraction", "data")
+            right.annotate(word, (1.02, y), xycoords=place, va="center", fontsize=7, color=colour)
+        limits: Any = (rows - 0.5, -0.5) if rows else (0.5, -0.5)
+        left.set(xlim=(0, depth), ylim=limits, xticks=[], yticks=range(rows), xlabel=_letters(results, stacks))
+        left.set_yticklabels([drawing.shortened(arm, 28) for arm in data["arm"]])
+        left.grid(False)
+        left.spines[["bottom", "left"]].set_visible(False)
+        left.tick_params(length=0)
+        right.set(ylim=limits, yticks=[], xlabel=f"test {SCORES[results.score]}, 95 % interval")
+        right.locator_params(axis="x", nbins=5)
+        right.spines["left"].set_visible(False)
+    return figure, data
+
+
+def placement(results: Results) -> tuple[Figure, pl.DataFrame]:
+    """Test score with interval against the share of attention; lines join arms whose attention is placed alike."""
+    data = _by_ratio(results)
+    patterns = {name: group["pattern"][0] for (name,), group in data.group_by("series", maintain_order=True)}
+    styles = looks(patterns, results.symbols)
+    with drawing.figure(results, 2.9) as (figure, (axes,)):
+        for (name,), group in data.group_by("series", maintain_order=True):
+            look = _placed(styles[str(name)], group)
+            at = group["ratio"] + group["shift"]
+            for x, low, high in zip(at, group["low"], group["high"], strict=True):
+                if low is not None:
+                    axes.plot([x, x], [low, high], color=look.colour, linewidth=1.2, solid_capstyle="butt")
+            axes.plot(
+                at, group["test"], color=look.colour, marker=look.marker, markersize=5.5, linewidth=0.9,
+                linestyle=look.dash if len(group) > 1 else "none", label=name,
+            )  # fmt: skip
+        axes.set(xlabel="share of mixers that are attention", ylabel=f"test {SCORES[results.score]}")
+        ratios = sorted(set(data["ratio"]))
+        if ratios:
+            margin = 0.06 * max(ratios[-1] - ratios[0], 0.25)
+            axes.set_xlim(ratios[0] - margin, ratios[-1] + margin)
+            if all(b - a > 0.07 * (ratios[-1] - ratios[0]) for a, b in pairwise(ratios)):
+                axes.set_xticks(ratios, [str(Fraction(ratio).limit_denominator(512)) for ratio in ratios])
+        drawing.legend(axes)
+    return figure, data.drop("shift")
+
+
+def response(results: Results) -> tuple[Figure, pl.DataFrame]:
+    """Validation score against the learning rate of the tuning runs; ring: the best rate, red: at an edge."""
+    column = f"validation_{results.score}"
+    data = results.runs.filter(pl.col("stage") == "tune").select("arm", "learning_rate", "seed", "status", column)
+    found = {arm: rows for arm, rows in responses(results).items() if rows[0]}
+    styles, at_edge = _arm_looks(results, found), edges(results)
+    crosses: Counter[tuple[int, float]] = Counter()
+    with drawing.panels(results, list(found), "learning rate", f"validation {SCORES[results.score]}") as (
+        figure,
+        panel,
+    ):
+        for arm, (rates, scores) in found.items():
+            axes, look = panel[arm], styles[arm]
+            _line(axes, rates, scores, look, label=arm)
+            finite = [(score, rate) for rate, score in zip(rates, scores, strict=True) if not math.isnan(score)]
+            if finite:
+                score, rate = min(finite)
+                ring = ALARM if at_edge[arm] else INK
+                axes.plot([rate], [score], "o", markersize=8, markerfacecolor="none", markeredgecolor=ring)
+            for rate, score in zip(rates, scores, strict=True):
+                if math.isnan(score):
+                    crosses[id(axes), rate] += 1
+                    up = 1.02 - 0.05 * crosses[id(axes), rate]
+                    axes.plot([rate], [up], "x", color=look.colour, transform=axes.get_xaxis_transform(), clip_on=False)
+        for axes in dict.fromkeys(panel.values()):
+            axes.margins(y=0.14)  # room for the rings
+            drawing.rate_axis(axes, [rate for rates, _ in found.values() for rate in rates], _ticks(panel))
+        edged = [arm for arm in found if at_edge[arm]]
+        if edged:
+            text = f"{len(edged)} of {len(found)} arms have their best rate at an edge of the grid (red rings)"
+            figure.suptitle(text, color=ALARM, fontsize=7.5, x=0.01, ha="left")
+        _one_legend(panel)
     return figure, data
 
 
@@ -84,88 +129,25 @@ def curves(results: Results, x: str = "tokens") -> tuple[Figure, pl.DataFrame]:
     """Validation score against tokens or FLOPs at each arm's chosen setting: seeds thin, their mean thick."""
     column = f"validation_{results.score}"
     ids = confirmed(results).select("id")
-    data = results.curves.join(ids, on="id", how="semi").filter(pl.col(column).is_not_null())
-    data = data.select("arm", "seed", "id", "step", "tokens", "flops", column)
-    figure, (axes,) = _figure(2.9, results=results)
-    for arm, colour in _colours(results).items():
-        mine = data.filter(pl.col("arm") == arm)
-        for _, seed in mine.group_by("seed", maintain_order=True):
-            axes.plot(seed[x], seed[column], color=colour, linewidth=0.6, alpha=0.45)
-        mean = mine.group_by("step").agg(pl.col(x).mean(), pl.col(column).mean()).sort("step")
-        if len(mean):
-            axes.plot(mean[x], mean[column], color=colour, linewidth=1.6, marker="o", markersize=3, label=arm)
-    axes.set(xlabel=AXES[x], ylabel=f"validation {SCORES[results.score]}")
-    if len(data):
-        axes.set(xscale="log", yscale="linear")
-        _legend(axes)
-    return figure, data
-
-
-def response(results: Results) -> tuple[Figure, pl.DataFrame]:
-    """Validation score against the learning rate of the tuning runs; ring: the chosen rate, red: at an edge."""
-    column = f"validation_{results.score}"
-    data = results.runs.filter(pl.col("stage") == "tune").select("arm", "learning_rate", "seed", "status", column)
-    figure, (axes,) = _figure(2.9, results=results)
-    colours = _colours(results)
-    edges = dict(results.table().select("arm", "edge").iter_rows())
-    for arm, (rates, scores) in responses(results).items():
-        if not rates:
-            continue
-        axes.plot(rates, scores, color=colours[arm], marker="o", markersize=3.5, linewidth=1.2, label=arm)
-        finite = [(score, rate) for rate, score in zip(rates, scores, strict=True) if score == score]
-        if finite:
-            score, rate = min(finite)
-            ring = ALARM if edges[arm] else INK
-            axes.plot([rate], [score], "o", markersize=8, markerfacecolor="none", markeredgecolor=ring)
-        for rate, score in zip(rates, scores, strict=True):
-            if score != score:
-                place: Any = axes.get_xaxis_transform()
-                axes.plot([rate], [0.98], "x", color=colours[arm], transform=place, clip_on=False)
-    axes.set(xlabel="learning rate", ylabel=f"validation {SCORES[results.score]}")
-    if len(data):
-        axes.set_xscale("log")
-        _legend(axes)
-    note = [name for name in results.arms if edges.get(name)]
-    if note:
-        title = f"{len(note)} of {len(results.arms)} arms have their best rate at an edge of the grid (red rings)"
-        axes.set_title(title, color=ALARM, fontsize=7.5)
-    return figure, data
-
-
-def placement(results: Results) -> tuple[Figure, pl.DataFrame]:
-    """Test score with interval against the share of attention; the marker says where the attention stands."""
-    kept = confirmed(results)
-    column = f"test_{results.score}"
-    rows = []
-    for arm in results.arms:
-        mine = kept.filter((pl.col("arm") == arm) & (pl.col("status") == "done"))
-        if not len(mine):
-            continue
-        first = mine.row(0, named=True)
-        found = statistics.interval(mine[column].to_list())
-        base = "".join(sorted(set(mixers(first["pattern"], results.symbols)) - {"A", "B"}))
-        rows.append(
-            {
-                "arm": arm, "ratio": first["ratio"], "placement": first["placement"] or "", "base": base,
-                "test": found.mean, "low": found.low if found.n > 1 else None,
-                "high": found.high if found.n > 1 else None, "n": found.n,
-            }
-        )  # fmt: skip
-    schema = {"arm": pl.String, "ratio": pl.Float64, "placement": pl.String, "base": pl.String, "test": pl.Float64,
-              "low": pl.Float64, "high": pl.Float64, "n": pl.Int64}  # fmt: skip
-    data = pl.DataFrame(rows, schema=schema, orient="row")
-    figure, (axes,) = _figure(2.9, results=results)
-    colours = _colours(results)
-    spread = _side_by_side(data)
-    for row in data.iter_rows(named=True):
-        at = row["ratio"] + spread[row["arm"]]
-        if row["low"] is not None:
-            axes.plot([at, at], [row["low"], row["high"]], color=colours[row["arm"]], linewidth=1)
-        marker = PLACEMENTS.get(row["placement"], "o")
-        axes.plot([at], [row["test"]], marker, color=colours[row["arm"]], markersize=5.5, label=row["arm"])
-    axes.set(xlabel="share of mixers that are attention", ylabel=f"test {SCORES[results.score]}", xlim=(-0.06, 1.06))
-    if len(data):
-        _legend(axes)
+    data = results.curves.join(ids, on="id", how="semi", maintain_order="left")
+    data = data.filter(pl.col(column).is_not_null() & pl.col(x).is_not_null())
+    data = _with_mean(data.select("arm", "seed", "id", "status", "step", "tokens", "flops", column), column)
+    arms = [arm for arm in results.arms if arm in set(data["arm"])]
+    means = {arm: data.filter((pl.col("arm") == arm) & pl.col("mean").is_not_null()).unique("step") for arm in arms}
+    means = {arm: rows.sort("step") for arm, rows in means.items()}
+    styles = _arm_looks(results, arms)
+    with drawing.panels(results, arms, AXES[x], f"validation {SCORES[results.score]}") as (figure, panel):
+        for arm in arms:
+            axes, look = panel[arm], styles[arm]
+            if len(set(panel.values())) > 1:
+                for other in arms:
+                    axes.plot(means[other][x], means[other]["mean"], color=OTHERS, linewidth=0.8, zorder=1)
+            for _, seed in data.filter(pl.col("arm") == arm).group_by("id", maintain_order=True):
+                axes.plot(seed[x], seed[column], color=look.colour, linewidth=0.6, alpha=0.5)
+            _line(axes, means[arm][x], means[arm]["mean"], look, label=arm)
+        for axes in dict.fromkeys(panel.values()):
+            drawing.log_axis(axes, data[x].to_list(), _ticks(panel))
+        _one_legend(panel)
     return figure, data
 
 
@@ -180,66 +162,98 @@ FIGURES = {
 
 
 def save(results: Results, folder: Path) -> list[Path]:
-    """Draws every figure into `folder`: NAME.png, with its data beside it as NAME.csv."""
-    import matplotlib.pyplot as plt
-
+    """Draws every figure into `folder`: NAME.png, with its data beside it as NAME.csv. Equal results, equal bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, draw in FIGURES.items():
         figure, data = draw(results)
-        figure.savefig(folder / f"{name}.png", metadata={"Software": None})
-        plt.close(figure)
-        data.write_csv(folder / f"{name}.csv")
         paths.append(folder / f"{name}.png")
+        figure.savefig(paths[-1], dpi=160, metadata={"Software": None})
+        data.write_csv(folder / f"{name}.csv")
     return paths
 
 
-def _figure(height: float, results: Results, columns: tuple[float, ...] = (1.0,)) -> tuple[Figure, list[Axes]]:
-    """A figure a column wide with its axes side by side, and a footer that says which runs made it."""
-    import matplotlib.pyplot as plt
-
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            1, len(columns), figsize=(WIDTH, height + 0.35), layout="constrained", squeeze=False,
-            gridspec_kw={"width_ratios": columns},
-        )  # fmt: skip
-        ids = results.runs["id"].to_list()
-        done = results.counts().get("done", 0)
-        footer = f"study {results.study}: {done} of {len(ids)} runs done, runs {digest(ids)}"
-        figure.supxlabel(footer, fontsize=6.5, color=FAINT, x=0.995, ha="right")
-    return figure, list(axes[0])
+# --- data of the figures ----------------------------------------------------------------------------------------------
 
 
-def _legend(axes: Axes) -> None:
-    """Beside the axes, where it hides nothing."""
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=7.5, handlelength=1.6)
+def _by_ratio(results: Results) -> pl.DataFrame:
+    """An arm a row: share of attention, test score with interval, the series it belongs to and its place beside others.
+
+    A series holds the arms of one base whose attention is placed by one word; arms without such a word, pure ones, and
+    those that share both with another arm (they differ in something else) are series of their own.
+    """
+    table = results.table().filter(pl.col("test").is_not_null() & pl.col("ratio").is_not_null())
+    schema = {"arm": pl.String, "pattern": pl.String, "ratio": pl.Float64, "placement": pl.String}
+    numbers = {"test": pl.Float64, "low": pl.Float64, "high": pl.Float64, "n": pl.Int64}
+    data = table.select(*schema, *numbers)
+    under = [base(pattern, results.symbols) for pattern in data["pattern"]]
+    mixed = [bool(low and word and ratio > 0) for low, word, ratio in zip(under, data["placement"], data["ratio"])]  # noqa: B905
+    bases = {low for low, is_mixed in zip(under, mixed, strict=True) if is_mixed}
+    words = [f"{low} {word}" if len(bases) > 1 else word for low, word in zip(under, data["placement"], strict=True)]
+    taken = Counter(zip(words, data["ratio"], strict=True))
+    series = [
+        word if is_mixed and taken[word, ratio] == 1 else arm
+        for arm, word, ratio, is_mixed in zip(data["arm"], words, data["ratio"], mixed, strict=True)
+    ]
+    data = data.with_columns(pl.Series("series", series, dtype=pl.String))
+    ratios = sorted(set(data["ratio"]))
+    crowd = max(Counter(data["ratio"]).values(), default=1)
+    nearest = min((b - a for a, b in pairwise(ratios)), default=1.0)
+    beside = pl.int_range(pl.len()).over("ratio") - (pl.len().over("ratio") - 1) / 2
+    return data.with_columns((beside * min(0.018, 0.7 * nearest / crowd)).alias("shift"))
 
 
-def _colours(results: Results) -> dict[str, str]:
-    patterns = dict(results.runs.select("arm", "pattern").unique("arm", maintain_order=True).iter_rows())
-    return arm_colours(patterns, results.symbols)
+def _with_mean(data: pl.DataFrame, column: str) -> pl.DataFrame:
+    """Adds `mean`, over an arm's seeds that are done (over all, where none is), at the steps that each of them has."""
+    done = pl.col("status") == "done"
+    counted = done | ~done.any().over("arm")
+    seeds = pl.col("id").filter(counted).n_unique()
+    here = pl.col(column).filter(counted)
+    there = (here.len().over("arm", "step") == seeds.over("arm")) & counted
+    return data.with_columns(pl.when(there).then(here.mean().over("arm", "step")).alias("mean"))
 
 
-def _stripe(axes: Axes, pattern: str, y: float, depth: int, results: Results) -> None:
-    """A row of cells, one a sublayer, in the colour of its kind and with its letter where there is room."""
-    for i, symbol in enumerate(expand(pattern)):
-        colour = kind_colour(symbol, results.symbols)
-        axes.barh(y, 0.92, left=i + 0.04, height=0.7, color=colour)
-        if depth <= 40:
-            dark = symbol not in ("-", "S")
-            axes.text(i + 0.5, y, symbol, ha="center", va="center", fontsize=6.5, color="white" if dark else INK)
+# --- marks ------------------------------------------------------------------------------------------------------------
 
 
-def _point(axes: Axes, value: float, y: float, low: float | None, high: float | None, colour: str) -> None:
-    if low is not None and high is not None:
-        axes.plot([low, high], [y, y], color=colour, linewidth=1.4, solid_capstyle="butt")
-    axes.plot([value], [y], "o", color=colour, markersize=4.5)
+def _line(axes: Axes, x: Any, y: Any, look: Look, label: str) -> None:
+    size = 3.2 if len(x) <= 12 else 0
+    axes.plot(
+        x, y, color=look.colour, linestyle=look.dash, linewidth=1.4, marker=look.marker, markersize=size, label=label
+    )
 
 
-def _side_by_side(data: pl.DataFrame, gap: float = 0.018) -> dict[str, float]:
-    """Arm -> a shift along the ratio, so that arms of one ratio do not lie on each other."""
-    shifts = {}
-    for _, group in data.group_by("ratio", maintain_order=True):
-        for i, arm in enumerate(group["arm"]):
-            shifts[arm] = (i - (len(group) - 1) / 2) * gap
-    return shifts
+def _placed(look: Look, series: pl.DataFrame) -> Look:
+    """Placed attention has the marker of its word."""
+    word = series["placement"][0]
+    return look._replace(marker=PLACEMENTS.get(word, look.marker)) if word else look
+
+
+def _arm_looks(results: Results, drawn: Collection[str]) -> dict[str, Look]:
+    """How the arms are drawn; alike where each of those that are drawn has axes of its own."""
+    arms = results.runs.unique("arm", keep="first", maintain_order=True).select("arm", "pattern")
+    if len(drawn) > drawing.TOGETHER:
+        return dict.fromkeys(arms["arm"], Look(INK, "solid", "o"))
+    return looks(dict(arms.iter_rows()), results.symbols)
+
+
+def _letters(results: Results, stacks: list[list[tuple[str, ...]]]) -> str:
+    """What the letters of the stripes mean, four to a line."""
+    used = dict.fromkeys(symbol for stack in stacks for cell in stack for symbol in cell)
+    names = [f"{symbol} {_kind(results.symbols.get(symbol, symbol))}" for symbol in used]
+    return "\n".join("    ".join(names[i : i + 4]) for i in range(0, len(names), 4))
+
+
+def _kind(symbol: str) -> str:
+    return SYMBOLS.get(symbol, symbol).replace("_", " ")
+
+
+def _ticks(panel: dict[str, Axes]) -> int:
+    """How many ticks there is room for."""
+    return 6 if len(set(panel.values())) <= 1 else 3
+
+
+def _one_legend(panel: dict[str, Axes]) -> None:
+    """Panels of one arm say its name above them."""
+    if len(set(panel.values())) == 1:
+        drawing.legend(next(iter(panel.values())))

@@ -127,7 +127,7 @@ def _setting(trial: Mapping[str, Any]) -> str:
 
 def _symbols(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The user's letters of all arms. Arms that mean different kinds by one letter share the colour of the last."""
-    entries = {}
+    entries: dict[str, Any] = {}
     for record in records:
         entries |= record["trial"]["model"].get("symbols") or {}
     return {letter: entry["kind"] if isinstance(entry, Mapping) else str(entry) for letter, entry in entries.items()}

@@ -1,6 +1,7 @@
 """Writes study folders as the sweep leaves them, without training: for tests of what reads them.
 
-python tests/fake_study.py runs/fake        a study of 6 arms, 2 learning rates, 3 seeds, one diverged, one failed
+python tests/fake_study.py runs/fake            6 arms, 2 learning rates, 3 seeds; one run diverged, one failed
+python tests/fake_study.py runs/fake large      16 arms of 8 mixers, 3 learning rates, 3 seeds
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from typing import Any
 
 from experiments.files import encode
 from hybrid import pattern as patterns
+from hybrid.placement import place
 
+VERSIONS = {"python": "3.11.7", "jax": "0.10.2", "hybrid": "0.1.0", "commit": "0123456789ab"}
 TOKENS_PER_STEP, STEPS, EVERY = 2048, 200, 20
 
 
@@ -52,10 +55,11 @@ class Run:
     seed: int
     learning_rate: float
     stage: str = "tune"
-    status: str = "done"  # done | diverged | failed | stopped
+    status: str = "done"  # done | diverged | failed | stopped | queued
     validation: float | None = None
     test: float | None = None
     architecture: Arm | None = None
+    symbols: tuple[tuple[str, str], ...] = ()  # the user's letters and their kinds
 
     @property
     def made_of(self) -> Arm:
@@ -66,23 +70,22 @@ class Run:
         return hashlib.sha256(f"{self.arm} {self.seed} {self.learning_rate}".encode()).hexdigest()[:12]
 
 
-def record(run: Run, name: str, baseline: str) -> dict[str, Any]:
+def settings(name: str, baseline: str, score: str) -> dict[str, Any]:
+    """The study's own part of the config."""
+    return {"name": name, "seeds": 3, "baseline": baseline, "tune": ["optimizer.learning_rate"], "score": score}
+
+
+def record(run: Run, study: dict[str, Any]) -> dict[str, Any]:
     """config.json of a run."""
     arm = run.made_of
     sequence = patterns.expand(arm.pattern)
-    summary = patterns.summary(arm.pattern)
+    summary = patterns.summary(arm.pattern, dict(run.symbols))
     trial: dict[str, Any] = {
-        "model": {"pattern": arm.pattern, "symbols": {}, "d_model": 64},
+        "model": {"pattern": arm.pattern, "symbols": {x: {"kind": k} for x, k in run.symbols}, "d_model": 64},
         "data": {"source": "shakespeare", "tokenizer": "bytes", "seq_len": 256, "batch_size": 8},
         "optimizer": {"learning_rate": run.learning_rate, "weight_decay": 0.1, "schedule": "cosine"},
         "train": {"steps": STEPS, "log_every": EVERY},
-        "study": {
-            "name": name,
-            "seeds": 3,
-            "baseline": baseline,
-            "tune": ["optimizer.learning_rate"],
-            "score": "bits_per_byte",
-        },
+        "study": study,
         "arm": run.arm,
         "seed": run.seed,
     }
@@ -100,15 +103,14 @@ def record(run: Run, name: str, baseline: str) -> dict[str, Any]:
         "state_bytes": arm.state_bytes,
         "fingerprint": "f00dcafe0001",
     }
-    versions = {"python": "3.11.7", "jax": "0.10.2", "hybrid": "0.1.0", "commit": "0123456789ab"}
     return {
         "id": run.id,
         "arm": run.arm,
-        "study": name,
+        "study": study["name"],
         "stage": run.stage,
         "trial": trial,
         "derived": derived,
-        "versions": versions,
+        "versions": VERSIONS,
     }
 
 
@@ -141,11 +143,13 @@ def rows(run: Run) -> list[dict[str, Any]]:
     return made
 
 
-def write_run(folder: Path, run: Run, name: str, baseline: str = "") -> Path:
+def write_run(folder: Path, run: Run, study: dict[str, Any]) -> Path:
     """The run's folder under `folder`/trials."""
     path = folder / "trials" / run.id
     path.mkdir(parents=True)
-    (path / "config.json").write_text(json.dumps(record(run, name, baseline)))
+    (path / "config.json").write_text(json.dumps(record(run, study)))
+    if run.status == "queued":
+        return path
     made = rows(run)
     (path / "metrics.jsonl").write_text("".join(encode(row) + "\n" for row in made))
     events = [
@@ -155,51 +159,96 @@ def write_run(folder: Path, run: Run, name: str, baseline: str = "") -> Path:
     ]
     (path / "events.jsonl").write_text("".join(encode(row) + "\n" for row in events))
     if run.status == "failed":
-        failure = {"phase": "train", "error": "RESOURCE_EXHAUSTED: out of memory | 17 GiB asked", "attempts": 2}
+        failure = {"phase": "train", "error": "RESOURCE_EXHAUSTED: out of memory |\n17 GiB asked", "attempts": 2}
         (path / "failed.json").write_text(json.dumps(failure))
     if run.status in ("done", "diverged"):
-        result = {key: made[-1][key] for key in ("step", "tokens", "flops")}
-        result |= {"status": run.status, "parameters": run.made_of.parameters, "seconds": 13.5}
-        for part in ("validation", "test"):
-            found = [row for row in made if f"{part}/loss" in row] if run.status == "done" else []
-            if found:
-                result[part] = {
-                    "loss": found[-1][f"{part}/loss"],
-                    "bits_per_byte": found[-1][f"{part}/bits_per_byte"],
-                }
-        (path / "done.json").write_text(json.dumps(result))
+        (path / "done.json").write_text(json.dumps(result(run, made)))
     return path
 
 
-def write(folder: Path | str, runs: Iterable[Run], baseline: str = "") -> Path:
-    """A study folder with its manifest and these runs."""
-    folder = Path(folder)
+def result(run: Run, made: list[dict[str, Any]]) -> dict[str, Any]:
+    """done.json of a run with these rows."""
+    found: dict[str, Any] = {"status": run.status, "parameters": run.made_of.parameters, "seconds": 13.5}
+    found |= {key: made[-1][key] for key in ("step", "tokens", "flops")}
+    for part in ("validation", "test"):
+        scores = [row for row in made if f"{part}/loss" in row]
+        if scores and run.status == "done":
+            found[part] = {name: scores[-1][f"{part}/{name}"] for name in ("loss", "bits_per_byte")}
+    return found
+
+
+def write(
+    folder: Path | str, runs: Iterable[Run], baseline: str = "", score: str = "bits_per_byte", name: str = ""
+) -> Path:
+    """A study folder with these runs, planned in their order."""
+    folder, runs = Path(folder), list(runs)
     folder.mkdir(parents=True, exist_ok=True)
+    study = settings(name or folder.name, baseline, score)
     manifest = {
-        "study": folder.name,
-        "command": f"python -m experiments.sweep --config=configs/quickstart.py --workdir=runs/{folder.name}",
-        "versions": {"python": "3.11.7", "jax": "0.10.2", "hybrid": "0.1.0", "commit": "0123456789ab"},
+        "study": study["name"],
+        "command": f"python -m experiments.sweep --config=configs/quickstart.py --workdir=runs/{study['name']}",
         "baseline": baseline,
+        "settings": study,
+        "versions": VERSIONS,
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
+    for stage in ("tune", "confirm"):
+        planned = [{"id": run.id, "arm": run.arm} for run in runs if run.stage == stage]
+        (folder / f"{stage}.json").write_text(json.dumps({"stage": stage, "runs": planned}))
     for run in runs:
-        write_run(folder, run, folder.name, baseline)
+        write_run(folder, run, study)
     return folder
+
+
+def best(tuned: Iterable[Run]) -> float:
+    """The rate that validation chooses."""
+    done = [run for run in tuned if run.status == "done"]
+    return min(done, key=lambda run: result(run, rows(run))["validation"]["bits_per_byte"]).learning_rate
 
 
 def quickstart(folder: Path | str) -> Path:
     """6 arms, 2 learning rates on one seed, then seeds 1 and 2 at the better: one tuning run diverged, one failed."""
     runs = []
-    for name, arm in ARMS.items():
+    for name in ARMS:
         for rate in (1e-3, 3e-3):
             status = "diverged" if (name, rate) == ("hyena", 3e-3) else "done"
             runs.append(Run(name, 0, rate, status=status))
-        chosen = 1e-3 if name == "hyena" else arm.rate
+        chosen = best(runs[-2:])
         for seed in (1, 2):
             status = "failed" if (name, seed) == ("half_even", 2) else "done"
             runs.append(Run(name, seed, chosen, stage="confirm", status=status))
     return write(folder, runs, baseline="attention")
 
 
+def large(folder: Path | str) -> Path:
+    """As configs/ratio_placement.py: ratios times places, on three learning rates; two arms lose a rate, one a seed."""
+    size = (25_000_000, 160_000_000)  # parameters, FLOPs per token
+    arms = {"mamba": Arm("(M-)8", "", 1.62, 1e-3, *size), "attention": Arm("(A-)8", "", 1.70, 1e-3, *size)}
+    costs = {"even": 0.0, "middle": 0.01, "sandwich": 0.015, "last": 0.03, "first": 0.06}
+    for count, floor in ((1, 1.58), (2, 1.54), (4, 1.56)):
+        for word in ("first", "middle", "last", "even", "sandwich"):
+            if (word, count) != ("sandwich", 1):
+                pattern = "".join(placed(8, count, word))
+                arms[f"{count}/8 {word}"] = Arm(pattern, word, floor + costs[word], 1e-3, *size)
+    runs = []
+    for name, arm in arms.items():
+        for rate in (3e-4, 1e-3, 3e-3):
+            lost = name in ("1/8 first", "attention") and rate == 3e-3
+            runs.append(Run(name, 0, rate, status="diverged" if lost else "done", architecture=arm))
+        rate = best(runs[-3:])
+        for seed in (1, 2):
+            status = "diverged" if (name, seed) == ("4/8 first", 2) else "done"
+            runs.append(Run(name, seed, rate, stage="confirm", status=status, architecture=arm))
+    return write(folder, runs, baseline="mamba")
+
+
+def placed(mixers: int, count: int, word: str) -> list[str]:
+    """`mixers` mixers with MLPs, `count` of them attention."""
+    sequence = place(mixers=mixers, base="M", insert="A", count=count, where=word, channel="-")
+    return list(patterns.expand(sequence) if isinstance(sequence, str) else sequence)
+
+
+STUDIES = {"small": quickstart, "large": large}
+
 if __name__ == "__main__":
-    print(quickstart(sys.argv[1]))
+    print(STUDIES[(sys.argv[2:] or ["small"])[0]](sys.argv[1]))
