@@ -171,6 +171,7 @@ def test_second_ctrl_c_ends_at_once_and_what_is_on_disk_goes_on(shop, trainer, u
     assert shop.results() == undisturbed
 
 
+@fake_only
 def test_folder_is_free_at_once_after_a_kill(shop, trainer):
     process = begin(shop, trainer)
     wait_for(lambda: shop.workdir.exists() and len(list(shop.workdir.glob("trials/*/events.jsonl"))) == 2)
