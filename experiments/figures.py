@@ -44,9 +44,8 @@ def verdicts(results: Results) -> tuple[Figure, pl.DataFrame]:
             if row["low"] is not None:
                 right.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=1.4, solid_capstyle="butt")
             if row["test"] is not None:
-                right.plot(
-                    [row["test"]], [y], "o", color=colour, markersize=4.5, markerfacecolor=_fill(decided, colour)
-                )
+                fill = "white" if row["verdict"] == "undecided" else colour
+                right.plot([row["test"]], [y], "o", color=colour, markersize=4.5, markerfacecolor=fill)
             if row["verdict"] == "baseline":
                 right.axvline(row["test"], color=FAINT, linewidth=0.8, linestyle=":")
             word, place = row["verdict"] or "no verdict", ("axes fraction", "data")
@@ -97,10 +96,8 @@ def response(results: Results) -> tuple[Figure, pl.DataFrame]:
     found = {arm: rows for arm, rows in responses(results).items() if rows[0]}
     styles, at_edge = _arm_looks(results, found), edges(results)
     crosses: Counter[tuple[int, float]] = Counter()
-    with drawing.panels(results, list(found), "learning rate", f"validation {SCORES[results.score]}") as (
-        figure,
-        panel,
-    ):
+    ylabel = f"validation {SCORES[results.score]}"
+    with drawing.panels(results, list(found), "learning rate", ylabel) as (figure, panel):
         for arm, (rates, scores) in found.items():
             axes, look = panel[arm], styles[arm]
             _line(axes, rates, scores, look, label=arm)
