@@ -156,8 +156,10 @@ class Subject:
         """The same for a given row."""
         weights = jnp.asarray(np.random.default_rng(2).standard_normal(x.shape[1:]))
 
+        params = self.params
+
         def run(x: Any, segment_ids: Any) -> Any:
-            return (self._apply(self.params, x, segment_ids)[0] * weights).sum(-1)
+            return (self._apply(params, x, segment_ids)[0] * weights).sum(-1)
 
         return np.asarray(jnp.abs(compiled(jax.jacrev(run))(x, segment_ids)).max(-1)[:, 0])
 
