@@ -52,7 +52,7 @@ def figure(
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        made = Figure(figsize=(WIDTH, height + 0.3), dpi=120, layout="constrained")
+        made = Figure(figsize=(WIDTH, height + 0.3), dpi=100, layout="constrained")
         grid = made.subplots(
             rows, len(widths), squeeze=False, sharex=shared, sharey=shared, gridspec_kw={"width_ratios": widths}
         )
