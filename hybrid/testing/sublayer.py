@@ -220,7 +220,7 @@ def check_initial(subject: Subject) -> None:
         assert np.isfinite(leaf).all(), f"{subject}: the initial gradient to {name} is not finite"
 
 
-def check_precision(subject: Subject, bound: float = 0.03) -> None:
+def check_precision(subject: Subject, bound: float = 0.02) -> None:
     """bfloat16 in whole and in single steps stays within `bound` (relative, root mean square) of float32."""
     config = dataclasses.replace(subject.given, param_dtype="float32", compute_dtype="float32")
     half = dataclasses.replace(config, compute_dtype="bfloat16")
