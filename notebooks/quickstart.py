@@ -34,11 +34,8 @@ from experiments.report_text import conclusion, warnings
 from experiments.results import load
 
 root = Path(experiments.__file__).parents[1]
-candidates = [root / "runs" / "quickstart", root / "results" / "quickstart"]
-if "HYBRID_STUDY" in os.environ:
-    candidates.insert(0, root / os.environ["HYBRID_STUDY"])
-folder = next(path for path in candidates if path.is_dir())
-results = load(folder)
+own, kept = root / "runs" / "quickstart", root / "results" / "quickstart"
+results = load(root / os.environ.get("HYBRID_STUDY", own if own.is_dir() else kept))
 results.study, results.counts(), f"compared with {results.baseline}"
 
 # %% [markdown]

@@ -1,0 +1,160 @@
+"""Studies as data frames: run folders in every state, damaged files, the compact form."""
+
+import json
+
+import polars as pl
+import pytest
+
+from experiments import verdicts
+from experiments.files import lock
+from experiments.results import METRICS, RUNS, digest, load
+from hybrid.validation import ConfigError
+from tests import fake_study
+from tests.fake_study import Arm, Run
+
+TWO = [Run("mamba", 0, 1e-3), Run("mamba", 0, 3e-3), Run("attention", 0, 1e-3), Run("attention", 0, 3e-3)]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return fake_study.quickstart(tmp_path_factory.mktemp("small") / "quick")
+
+
+def rows_of(results, run):
+    return results.runs.row(by_predicate=pl.col("id") == run.id, named=True)
+
+
+def test_a_run_is_a_row_with_what_it_is_and_what_it_reached(small):
+    results = load(small)
+    assert dict(results.runs.schema) == {name: kind() for name, kind in RUNS.items()}
+    row = rows_of(results, Run("quarter_even", 0, 3e-3))
+    assert row["pattern"] == "M-M-A-M-" and row["ratio"] == 0.25 and row["placement"] == "even"
+    assert (row["stage"], row["status"], row["setting"]) == ("tune", "done", "learning_rate=0.003")
+    assert (row["step"], row["tokens"], row["attempts"]) == (200, 200 * 2048, 1)
+    assert row["tokens_per_second"] == 30_000 and row["compile_seconds"] == 4.5
+    done = json.loads((small / "trials" / row["id"] / "done.json").read_text())
+    assert row["validation_bits_per_byte"] == done["validation"]["bits_per_byte"]
+    assert row["test_loss"] == done["test"]["loss"]
+
+
+def test_arms_and_runs_keep_the_order_of_the_study(tmp_path):
+    results = load(fake_study.write(tmp_path / "s", [*TWO, Run("mamba", 1, 3e-3, stage="confirm")]))
+    assert results.arms == ["mamba", "attention"]
+    found = results.runs.filter(pl.col("arm") == "mamba").select("stage", "seed", "learning_rate").rows()
+    assert found == [("tune", 0, 1e-3), ("tune", 0, 3e-3), ("confirm", 1, 3e-3)]
+
+
+def test_curves_hold_every_row_with_its_runs_labels(small):
+    results = load(small)
+    run = Run("mamba", 0, 3e-3)
+    mine = results.curves.filter(pl.col("id") == run.id)
+    made = fake_study.rows(run)
+    assert mine["step"].to_list() == [row["step"] for row in made]
+    assert mine["validation_bits_per_byte"].to_list() == [row.get("validation/bits_per_byte") for row in made]
+    assert set(mine["arm"]) == {"mamba"} and set(mine["learning_rate"]) == {3e-3}
+    assert "train_gradient_norm" in mine.columns
+
+
+@pytest.mark.parametrize("status", ["failed", "diverged", "stopped", "queued"])
+def test_a_run_that_is_not_done_has_its_status_and_no_score(tmp_path, status):
+    run = Run("mamba", 0, 1e-3, status=status)
+    row = rows_of(load(fake_study.write(tmp_path / "s", [run])), run)
+    assert row["status"] == status
+    assert row["validation_bits_per_byte"] is None and row["test_bits_per_byte"] is None
+    assert (row["phase"] is not None) == (status == "failed")
+    assert (row["step"] or 0) < 200
+
+
+def test_a_run_whose_lock_is_held_is_running(tmp_path):
+    run = Run("mamba", 0, 1e-3, status="stopped")
+    folder = fake_study.write(tmp_path / "s", [run])
+    with lock(folder / "trials" / run.id / "lock"):
+        assert load(folder).counts() == {"running": 1}
+    assert load(folder).counts() == {"stopped": 1}
+
+
+def test_a_torn_last_line_is_left_out(tmp_path):
+    folder = fake_study.write(tmp_path / "s", [Run("mamba", 0, 1e-3, status="stopped")])
+    whole = len(load(folder).curves)
+    path = next((folder / "trials").glob("*/metrics.jsonl"))
+    with path.open("a") as file:
+        file.write('{"step": 120, "tokens": 2457')
+    assert len(load(folder).curves) == whole
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"arm": "mamba"}', '{"arm": "mamba", "trial": {"seed": 0}}'])
+def test_a_run_that_cannot_be_read_is_named_and_the_others_are_there(tmp_path, content):
+    folder = fake_study.write(tmp_path / "s", TWO)
+    (folder / "trials" / TWO[0].id / "config.json").write_text(content)
+    results = load(folder)
+    assert len(results.runs) == 3
+    assert len(results.problems) == 1 and TWO[0].id in results.problems[0]
+
+
+def test_a_study_without_runs_is_empty_and_no_error(tmp_path):
+    results = load(fake_study.write(tmp_path / "s", []))
+    assert (len(results.runs), len(results.curves), results.arms, results.baseline) == (0, 0, [], "")
+    assert results.counts() == {} and len(results.table()) == 0
+    again = load(results.save(tmp_path / "kept"))
+    assert len(again.runs) == 0 and again.study == results.study
+
+
+def test_a_baseline_without_a_run_is_told_and_replaced_by_the_first_arm(tmp_path):
+    results = load(fake_study.write(tmp_path / "s", TWO, baseline="transformer"))
+    assert results.baseline == "mamba"
+    assert "transformer" in results.problems[0]
+
+
+def test_symbols_of_the_user_are_known_by_their_kind(tmp_path):
+    arm = Arm("(w-M-)2", "", 2.0)
+    folder = fake_study.write(tmp_path / "s", [Run("own", 0, 1e-3, architecture=arm, symbols=(("w", "A"),))])
+    results = load(folder)
+    assert results.symbols == {"w": "A"}
+    assert results.runs["ratio"].to_list() == [0.5]
+
+
+def test_the_compact_form_says_the_same(small, tmp_path):
+    results = load(small)
+    again = load(results.save(tmp_path / "kept"))
+    assert again.runs.equals(results.runs)
+    assert again.table().equals(results.table())
+    for name in ("study", "baseline", "score", "symbols", "versions", "problems"):
+        assert getattr(again, name) == getattr(results, name)
+    assert again.manifest["command"] == results.manifest["command"]
+
+
+def test_the_compact_form_is_the_same_bytes_again_and_from_itself(small, tmp_path):
+    first = load(small).save(tmp_path / "a")
+    for other in (load(small).save(tmp_path / "b"), load(first).save(tmp_path / "c")):
+        for name in ("runs.csv", "curves.csv", "manifest.json"):
+            assert (other / name).read_bytes() == (first / name).read_bytes()
+
+
+def test_thinned_curves_keep_the_first_and_last_row_of_each_metric(small, tmp_path):
+    results = load(small)
+    thin = load(results.save(tmp_path / "kept", points=3)).curves
+    for (name,), curve in results.curves.group_by("id"):
+        for metric in METRICS:
+            before = curve.filter(pl.col(metric).is_not_null())
+            after = thin.filter((pl.col("id") == name) & pl.col(metric).is_not_null())
+            assert len(after) < len(before) or len(before) <= 3
+            assert {after["step"][0], after["step"][-1]} == {before["step"][0], before["step"][-1]}
+
+
+def test_what_is_no_study_is_refused_by_name(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere.*is no folder"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="is no study"):
+        load(tmp_path)
+    (tmp_path / "runs.csv").write_text("id,arm\n1,a\n")
+    with pytest.raises(ConfigError, match=r"runs\.csv"):
+        load(tmp_path)
+
+
+def test_a_digest_names_a_set_of_runs_whatever_their_order():
+    assert digest(["a", "b"]) == digest(["b", "a", "a"]) != digest(["a", "c"])
+
+
+def test_tuning_chooses_the_first_of_equal_scores_as_the_sweep_does(tmp_path):
+    runs = [Run("mamba", 0, rate, validation=2.5) for rate in (3e-3, 1e-3)]
+    assert verdicts.chosen(load(fake_study.write(tmp_path / "s", runs))) == {"mamba": "learning_rate=0.003"}
