@@ -27,7 +27,7 @@ def derived(trial: Trial, fingerprint: str | None) -> dict[str, Any]:
     """
     model = trial.model
     symbols = {letter: kind for letter, kind, _ in model.symbols}
-    counted = look_up(trial) or dict.fromkeys(("flops_per_token", "state_bytes"))
+    counted = look_up(trial) or dict.fromkeys(("flops_per_token", "state_bytes", "layers"))
     return {
         "pattern": list(model.sequence),
         "compact": compact(model.sequence),
@@ -47,27 +47,35 @@ def total_flops(trial: Trial, flops_per_token: float) -> float:
 def _file(trial: Trial) -> Path:
     model = {name: value for name, value in as_plain(trial.model).items() if name not in ("remat", "scan_layers")}
     about = {"model": {**model, "pattern": "".join(trial.model.sequence)}, "length": trial.data.seq_len}
-    return cache_folder() / "counts" / code("hybrid") / f"{digest(about)}.json"
+    return cache_folder() / "costs" / code("hybrid") / f"{digest(about)}.json"
 
 
-def look_up(trial: Trial) -> dict[str, int] | None:
-    """{"flops_per_token", "state_bytes"} if this architecture was counted before, with this code."""
+def look_up(trial: Trial) -> dict[str, Any] | None:
+    """{"flops_per_token", "state_bytes", "layers"} if this architecture was counted before, with this code."""
     try:
         return read_json(_file(trial))
     except ValueError:  # a damaged cache entry is counted again
         return None
 
 
-def count(trial: Trial) -> dict[str, int]:
+def count(trial: Trial) -> dict[str, Any]:
     """The same, counted where it is not known (imports jax)."""
     known = look_up(trial)
     if known is not None:
         return known
-    from hybrid.accounting import count as count_program
+    from hybrid import accounting
 
     # FLOPs are those of the mathematics: what `remat` computes again is not counted.
-    model = dataclasses.replace(trial.model, remat="none")
-    counts = count_program(model, trial.data.seq_len)
-    result = {"flops_per_token": counts.flops.train // trial.data.seq_len, "state_bytes": counts.state_bytes}
+    model, length = dataclasses.replace(trial.model, remat="none"), trial.data.seq_len
+    counts = accounting.count(model, length)
+    columns = zip(
+        model.kinds(), accounting.layer_parameters(model), accounting.layer_flops(model, length),
+        accounting.layer_state_bytes(model, length), strict=True,
+    )  # fmt: skip
+    layers = [
+        {"index": i, "kind": kind.group, "parameters": size, "flops": flops // length, "state_bytes": carried}
+        for i, ((kind, _), size, flops, carried) in enumerate(columns)
+    ]
+    result = {"flops_per_token": counts.flops.train // length, "state_bytes": counts.state_bytes, "layers": layers}
     write_json(_file(trial), result)
     return result

@@ -45,7 +45,8 @@ def values_of(trial: Trial) -> Values:
     wanted = (trial.optimizer.learning_rate, trial.optimizer.weight_decay, trial.optimizer.warmup_steps)
     dtype = jnp.result_type(float)
     numbers, seed = jax.device_put(([np.asarray(value, dtype) for value in wanted], np.uint32(trial.seed)))
-    return Values(*numbers, key=jax.random.key(seed))
+    rate, decay, warmup = numbers
+    return Values(rate, decay, warmup, jax.random.key(seed))
 
 
 # --- schedules --------------------------------------------------------------------------------------------------------
