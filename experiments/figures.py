@@ -52,6 +52,7 @@ def verdicts(results: Results) -> tuple[Figure, pl.DataFrame]:
             right.annotate(word, (1.02, y), xycoords=place, va="center", fontsize=7, color=colour)
         limits: Any = (rows - 0.5, -0.5) if rows else (0.5, -0.5)
         left.set(xlim=(0, depth), ylim=limits, xticks=[], yticks=range(rows), xlabel=_letters(results, stacks))
+        left.xaxis.label.set_fontsize(7)
         left.set_yticklabels([drawing.shortened(arm, 28) for arm in data["arm"]])
         left.grid(False)
         left.spines[["bottom", "left"]].set_visible(False)
@@ -235,10 +236,16 @@ def _arm_looks(results: Results, drawn: Collection[str]) -> dict[str, Look]:
 
 
 def _letters(results: Results, stacks: list[list[tuple[str, ...]]]) -> str:
-    """What the letters of the stripes mean, four to a line."""
+    """What the letters of the stripes mean, in lines that fit below them."""
     used = dict.fromkeys(symbol for stack in stacks for cell in stack for symbol in cell)
     names = [f"{symbol} {_kind(results.symbols.get(symbol, symbol))}" for symbol in used]
-    return "\n".join("    ".join(names[i : i + 4]) for i in range(0, len(names), 4))
+    lines: list[str] = []
+    for name in names:
+        if lines and len(lines[-1]) + len(name) < 32:
+            lines[-1] += f"   {name}"
+        else:
+            lines.append(name)
+    return "\n".join(lines)
 
 
 def _kind(symbol: str) -> str:
