@@ -172,7 +172,7 @@ def result(run: Run, made: list[dict[str, Any]]) -> dict[str, Any]:
     found |= {key: made[-1][key] for key in ("step", "tokens", "flops")}
     for part in ("validation", "test"):
         scores = [row for row in made if f"{part}/loss" in row]
-        if scores and run.status == "done":
+        if scores:  # a run that diverged may have been evaluated before
             found[part] = {name: scores[-1][f"{part}/{name}"] for name in ("loss", "bits_per_byte")}
     return found
 
