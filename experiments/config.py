@@ -155,7 +155,7 @@ class Trial(Checked):
     mesh: MeshConfig = field(default_factory=MeshConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
-    seed: NaturalInt = 0
+    seed: Annotated[int, within(0, 2**32)] = 0
     arm: str = ""
     """The architecture's name in tables; empty: made from its pattern."""
     placement: str = ""

@@ -67,7 +67,7 @@ def above(low: float) -> Rule:
 
 def within(low: float, high: float) -> Rule:
     """low <= value < high."""
-    return Rule(lambda value: low <= value < high, f"at least {low:g} and below {high:g}")
+    return Rule(lambda value: low <= value < high, f"at least {low:.10g} and below {high:.10g}")
 
 
 PositiveInt = Annotated[int, at_least(1)]
