@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -9,6 +10,8 @@ import polars as pl
 
 from experiments.figures import FIGURES, SCORES
 from experiments.results import Results, digest
+from experiments.statistics import Response
+from experiments.verdicts import GOOD, responses, windows
 
 CAPTIONS = {
     "verdicts": "Every arm's sublayers and its test score with a 95 % interval over seeds; dotted: the baseline, "
@@ -53,6 +56,7 @@ def markdown(results: Results, data: pl.DataFrame) -> Iterator[str]:
         yield ""
         yield f"*{CAPTIONS[name]}* Data: [{name}.csv]({name}.csv)"
         yield ""
+    yield from _rates(results)
     yield from _budgets(results, data)
     yield from _failures(results)
     yield from _again(results)
@@ -177,6 +181,30 @@ def _with_interval(mean: float | None, low: float | None, high: float | None, si
 
 
 # --- sections ---------------------------------------------------------------------------------------------------------
+
+
+def _rates(results: Results) -> Iterator[str]:
+    """How wide the good window of each arm is: a narrow one says that the arm is easily mistuned."""
+    found = windows(results)
+    if found:
+        yield "## Learning rates"
+        yield ""
+        share = f"{100 * GOOD:g} %"
+        yield f"Good rates have a validation score within {share} of the arm's best, by straight lines between those"
+        yield "tried; the window may be wider where it reaches the end of the grid."
+        yield ""
+        tried = responses(results)
+        rows = ([arm, *_window(tried[arm], response)] for arm, response in found.items())
+        yield from grid(("arm", "tried", "diverged", "best", "good", "decades"), rows)
+
+
+def _window(tried: tuple[list[float], list[float]], response: Response) -> list[str]:
+    rates, scores = tried
+    diverged = [f"{rate:g}" for rate, score in zip(rates, scores, strict=True) if math.isnan(score)]
+    edge = f" ({EDGES[response.at_edge]})" if response.at_edge else ""
+    width = f"{response.width:.2f}" if response.bounded else f"at least {response.width:.2f}"
+    good = f"{response.low:.2g} to {response.high:.2g}" if response.width else f"{response.low:.2g}"
+    return [", ".join(f"{rate:g}" for rate in rates), ", ".join(diverged), f"{response.best_rate:g}{edge}", good, width]
 
 
 def _budgets(results: Results, data: pl.DataFrame) -> Iterator[str]:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from experiments.results import Results
 
 LEVEL = 0.95
+GOOD = 0.01
+"""A learning rate is good where its validation score is within this share of the arm's best."""
 TABLE: dict[str, Any] = {
     "arm": pl.String,
     "pattern": pl.String,  # compact
@@ -81,12 +83,20 @@ def responses(results: Results) -> dict[str, tuple[list[float], list[float]]]:
     return found
 
 
+def windows(results: Results) -> dict[str, statistics.Response]:
+    """Arm -> its best rate and the window of rates within GOOD of the best score; an arm without scores is not there."""
+    found = {}
+    for arm, (rates, scores) in responses(results).items():
+        best = min((abs(score) for score in scores if math.isfinite(score)), default=None)
+        if best is not None:
+            found[arm] = statistics.response(rates, scores, tolerance=GOOD * best)
+    return found
+
+
 def edges(results: Results) -> dict[str, str | None]:
     """Arm -> the edge of the grid at which its best rate lies ("low", "high", or "both" of a single rate), or None."""
-    found: dict[str, str | None] = {}
-    for arm, (rates, scores) in responses(results).items():
-        found[arm] = statistics.response(rates, scores, tolerance=0.0).at_edge if rates else None
-    return found
+    found = windows(results)
+    return {arm: found[arm].at_edge if arm in found else None for arm in results.arms}
 
 
 def table(results: Results, baseline: str | None = None) -> pl.DataFrame:

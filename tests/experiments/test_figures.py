@@ -83,6 +83,17 @@ def test_placement_has_a_point_for_each_arm_and_a_line_for_each_place(large):
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["0", "1/8", "1/4", "1/2", "1"]
 
 
+def test_each_point_of_placement_has_its_interval(small):
+    figure, data = figures.placement(small)
+    upright = [line for line in figure.axes[0].get_lines() if line.get_marker() == "None"]
+    assert [tuple(line.get_ydata()) for line in upright] == [
+        (low, high)
+        for (_,), group in data.group_by("series", maintain_order=True)
+        for low, high in zip(group["low"], group["high"], strict=True)
+    ]
+    assert len(upright) == 6
+
+
 def test_arms_that_differ_in_more_than_place_keep_their_own_names(tmp_path):
     runs = [Run(name, 0, 1e-3, architecture=Arm("M-A-", "even", 2.0)) for name in ("wide", "deep")]
     figure, data = figures.placement(load(fake_study.write(tmp_path / "s", runs)))

@@ -90,6 +90,12 @@ def test_failures_are_listed_with_phase_and_error_on_one_line(small):
     assert "| hyena | learning_rate=0.003 | 0 | diverged |" in failures
 
 
+def test_the_good_window_of_each_learning_rate_is_told(small):
+    rows = section("\n".join(markdown(small, small.table())), "Learning rates")
+    assert "| hyena | 0.001, 0.003 | 0.003 | 0.001 (lowest) | 0.001 | at least 0.00 |" in rows
+    assert "within 1 % of the arm's best" in rows
+
+
 def test_budgets_are_relative_to_the_baseline(small):
     budgets = section("\n".join(markdown(small, small.table())), "Budgets")
     assert "| attention | +0.0 % | +0.0 % | +0.0 % |" in budgets

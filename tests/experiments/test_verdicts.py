@@ -5,7 +5,7 @@ import math
 import pytest
 
 from experiments.results import load
-from experiments.verdicts import confirmed, responses
+from experiments.verdicts import confirmed, responses, windows
 from hybrid.validation import ConfigError
 from tests import fake_study
 from tests.fake_study import Run
@@ -89,6 +89,15 @@ def test_rates_are_chosen_on_validation_whatever_test_says(tmp_path):
 def test_a_best_rate_at_the_end_of_its_grid_is_marked(tmp_path, best, edge):
     runs = [Run("mamba", 0, rate, validation=2.0 if rate == best else 2.5) for rate in (1e-3, 3e-3, 1e-2)]
     assert table(tmp_path, runs, baseline="")["mamba"]["edge"] == edge
+
+
+def test_good_rates_end_where_the_line_between_scores_leaves_one_percent(tmp_path):
+    scores = {1e-4: 2.04, 1e-3: 2.0, 1e-2: 2.04}  # 1 % of 2 is half of 0.04: half a decade to each side
+    runs = [Run("mamba", 0, rate, validation=score) for rate, score in scores.items()]
+    window = windows(load(fake_study.write(tmp_path / "s", runs)))["mamba"]
+    assert window.best_rate == 1e-3 and window.bounded
+    assert window.low == pytest.approx(10**-3.5) and window.high == pytest.approx(10**-2.5)
+    assert window.width == pytest.approx(1.0)
 
 
 def test_only_runs_at_the_chosen_rate_are_scored(tmp_path):
