@@ -38,7 +38,7 @@ class Trainer:
 FAKE = Trainer(disturbed={"FAKE_STEP": "0.1"}, between=(0.3, 1.2), kills=24)
 REAL = Trainer(
     disturbed={},
-    between=(3.0, 9.0),
+    between=(2.0, 6.0),
     kills=20,
     environment={"HYBRID_TRAINER": "experiments.loop:train"},
     config={
