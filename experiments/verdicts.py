@@ -84,7 +84,7 @@ def responses(results: Results) -> dict[str, tuple[list[float], list[float]]]:
 
 
 def windows(results: Results) -> dict[str, statistics.Response]:
-    """Arm -> its best rate and the window of rates within GOOD of the best score; an arm without scores is not there."""
+    """Arm -> its best rate and the window of rates within GOOD of the best score; arms without scores are left out."""
     found = {}
     for arm, (rates, scores) in responses(results).items():
         best = min((abs(score) for score in scores if math.isfinite(score)), default=None)
