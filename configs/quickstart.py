@@ -26,8 +26,8 @@ def get_config() -> ml_collections.ConfigDict:
                 "match": {"parameters": 250_000, "by": "d_ff"},
             },
             "data": {"source": "shakespeare", "seq_len": 128, "batch_size": 8},
-            "optimizer": {"learning_rate": 3e-3, "weight_decay": 0.1, "schedule": "cosine", "warmup_steps": 30},
-            "train": {"steps": 300},
+            "optimizer": {"learning_rate": 3e-3, "weight_decay": 0.1, "schedule": "cosine", "warmup_steps": 40},
+            "train": {"steps": 400},
             "evaluate": {"every": 100, "sequences": 128},
             "checkpoint": {"every": 100},
             "study": {"name": "quickstart", "seeds": 3, "baseline": "attention"},
@@ -48,4 +48,4 @@ def sweep() -> list[dict]:
         point({"arm": "mamba", "model.base": "M"}),
         point({"arm": "hyena", "model.base": "H"}),
     ]
-    return product(chain(*pure, *hybrid), axis("optimizer.learning_rate", [2e-3, 6e-3]))
+    return product(chain(*pure, *hybrid), axis("optimizer.learning_rate", [3e-3, 1e-2]))
