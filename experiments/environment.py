@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import os
 import platform
 import sys
@@ -62,6 +63,16 @@ def prepare(*, devices: int | None = None, threads: int | None = None) -> None:
     _keep_memory()
 
 
+def accelerator() -> bool:
+    """Whether training will find a GPU or TPU, as far as files tell (jax is not asked)."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if platforms:
+        return platforms.split(",")[0] != "cpu"
+    gpu = any(importlib.util.find_spec(name) for name in ("jax_cuda12_plugin", "jax_cuda13_plugin"))
+    tpu = importlib.util.find_spec("libtpu")
+    return bool((gpu and Path("/dev/nvidia0").exists()) or (tpu and Path("/dev/accel0").exists()))
+
+
 def cache_folder() -> Path:
     """Where what can be made again is kept: HYBRID_CACHE, else `hybrid` in the cache folder of the user."""
     given = os.environ.get("HYBRID_CACHE")
@@ -86,8 +97,6 @@ def _keep_memory() -> None:
     was two fifths of a step of the quick start (100 to 60 ms). One arena, because only that one grows without maps.
     Left alone where a person tunes malloc, and beside an accelerator.
     """
-    from experiments.rates import accelerator
-
     if accelerator() or any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
-import os
 import platform
 from pathlib import Path
 
 from experiments.config import digest
-from experiments.environment import cache_folder, threads
+from experiments.environment import accelerator, cache_folder, threads
 from experiments.files import read_json, write_json
 
 SMALL_MODELS = 0.1
 """Share of a large matrix product's rate that a small model is assumed to reach."""
-
-
-def accelerator() -> bool:
-    """Whether training will find a GPU or TPU, as far as files tell (jax is not asked)."""
-    platforms = os.environ.get("JAX_PLATFORMS", "")
-    if platforms:
-        return platforms.split(",")[0] != "cpu"
-    gpu = any(importlib.util.find_spec(name) for name in ("jax_cuda12_plugin", "jax_cuda13_plugin"))
-    tpu = importlib.util.find_spec("libtpu")
-    return bool((gpu and Path("/dev/nvidia0").exists()) or (tpu and Path("/dev/accel0").exists()))
 
 
 def _file(worker_threads: int) -> Path:

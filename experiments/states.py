@@ -17,7 +17,8 @@ import optax
 from flax import struct
 
 from hybrid.config import ModelConfig
-from hybrid.params import arrange, declarations_per_layer, per_layer
+from hybrid.layout import arrange, per_layer
+from hybrid.params import declarations_per_layer
 from hybrid.sharding import param_shardings, replicated
 
 Tree = Any

@@ -24,9 +24,10 @@ from experiments.config import Trial
 from experiments.optimizer import Values, adamw, global_norm, learning_rate, precise, values_of
 from experiments.states import TrainState, like_params
 from hybrid.config import ModelConfig
+from hybrid.layout import layout
 from hybrid.losses import IGNORED, token_losses
 from hybrid.model import forward
-from hybrid.params import declarations, init, layout
+from hybrid.params import declarations, init
 from hybrid.sharding import batch_sharding, make_mesh, on, param_shardings, replicated
 from hybrid.sublayers import Aux
 from hybrid.validation import plain

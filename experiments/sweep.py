@@ -106,8 +106,7 @@ def _with_data(study: Study, options: Options) -> Study:
 
 def _machine(study: Study, workers: int | None) -> tuple[int, int]:
     """(threads of each worker, workers)."""
-    from experiments.environment import threads
-    from experiments.rates import accelerator
+    from experiments.environment import accelerator, threads
 
     cores = threads()
     if workers is None:

@@ -15,35 +15,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from hybrid.config import ModelConfig
+from hybrid.layout import arrange, layers_of, per_layer, scans, stack_segments
 from hybrid.lazy import struct
 from hybrid.norms import norm
 from hybrid.ops.linear import linear
-from hybrid.params import arrange, layers_of, per_layer
-from hybrid.pattern import expand
 from hybrid.positions import documents, in_document, sinusoids
-from hybrid.segments import Segment, segments
+from hybrid.segments import Segment
 from hybrid.sharding import constrain
 from hybrid.sublayers import Aux, Context
 from hybrid.validation import ConfigError
 
 Params = Mapping[str, Any]
-
-UNROLLED_ON_CPU = 32
-"""Sublayers up to which an unrolled stack is faster on a CPU than a scanned one (which copies its parameters)."""
-
-
-def scans(config: ModelConfig) -> bool:
-    """Whether repeated units are compiled once: as asked, or by platform and depth."""
-    if config.scan_layers == "auto":
-        return jax.default_backend() != "cpu" or config.n_layers > UNROLLED_ON_CPU
-    return config.scan_layers
-
-
-def stack_segments(config: ModelConfig) -> tuple[Segment, ...]:
-    """The stack as it is compiled; without scanning, one segment that does not repeat."""
-    if scans(config):
-        return segments(expand(config.pattern))
-    return (Segment(config.sequence, 1),)
 
 
 def forward(

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from hybrid.ops.spread import spread
 
 
-def rms_norm(x: Float[Array, "... D"], scale: Float[Array, D], eps: float) -> Float[Array, "... D"]:
+def rms_norm(x: Float[Array, "... D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "... D"]:
     """x / sqrt(mean(x^2) + eps) * scale (Zhang & Sennrich 2019)."""
     precise = jnp.promote_types(x.dtype, jnp.float32)
     wide = x.astype(precise)
@@ -21,7 +21,7 @@ def rms_norm(x: Float[Array, "... D"], scale: Float[Array, D], eps: float) -> Fl
 
 
 def layer_norm(
-    x: Float[Array, "... D"], scale: Float[Array, D], bias: Float[Array, D], eps: float
+    x: Float[Array, "... D"], scale: Float[Array, " D"], bias: Float[Array, " D"], eps: float
 ) -> Float[Array, "... D"]:
     """(x - mean) / sqrt(variance + eps) * scale + bias (Ba et al. 2016)."""
     precise = jnp.promote_types(x.dtype, jnp.float32)

@@ -1,8 +1,7 @@
 """Param: one declaration of a leaf gives its initial value, shardings, decay mask and counts.
 
-A model's parameters are nested dicts. Those of the stack lie under "layers", where a key names the layers that a
-subtree holds: "3" is one layer, "0:28:2" is range(0, 28, 2) with a leading axis of 14. So a tree can be cut into
-other segments (`arrange`, `per_layer`) without asking how it was made. No jax until values are made.
+A model's parameters are nested dicts; how those of the stack lie is said in hybrid/layout.py. No jax until values are
+made.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from hybrid.layout import Tree, layers_of, layout
 from hybrid.lazy import jax, jnp
 
 if TYPE_CHECKING:
     from hybrid.config import ModelConfig
 
-Tree = dict[str, Any]
 Init = Callable[[Any, tuple[int, ...], Any], Any]
 """(key, shape, dtype) -> array."""
 
@@ -145,60 +144,6 @@ def declarations(config: ModelConfig) -> Tree:
 
 def _stacked(spec: Tree, n: int) -> Tree:
     return map_leaves(lambda _, param: replace(param, shape=(n, *param.shape), axes=(None, *param.axes)), spec)
-
-
-# --- which layers a key holds -----------------------------------------------------------------------------------------
-
-
-def layers_of(key: str) -> range:
-    """The layers of a key under "layers": "3" -> range(3, 4), "0:28:2" -> range(0, 28, 2)."""
-    if ":" not in key:
-        return range(int(key), int(key) + 1)
-    start, stop, step = map(int, key.split(":"))
-    return range(start, stop, step)
-
-
-def layout(config: ModelConfig) -> list[str]:
-    """The keys under "layers" that `config` trains in, in the order of their first layer."""
-    from hybrid.model import stack_segments
-
-    keys, first = [], 0
-    for segment in stack_segments(config):
-        size = len(segment.unit)
-        for offset in range(size):
-            one = segment.repeats == 1
-            start = first + offset
-            keys.append(str(start) if one else f"{start}:{first + segment.repeats * size}:{size}")
-        first += segment.repeats * size
-    return keys
-
-
-def per_layer(params: Mapping[str, Any]) -> Tree:
-    """The same parameters with one entry a layer index (the form of checkpoints)."""
-    layers: Tree = {}
-    for key, value in params["layers"].items():
-        if ":" not in key:
-            layers[key] = value
-        else:
-            for i, layer in enumerate(layers_of(key)):
-                layers[str(layer)] = jax.tree.map(lambda leaf, i=i: leaf[i], value)
-    return {**params, "layers": dict(sorted(layers.items(), key=lambda item: int(item[0])))}
-
-
-def arrange(config: ModelConfig, params: Mapping[str, Any]) -> Tree:
-    """The parameters in the form that `config` trains in; does nothing to those that have it already."""
-    keys = layout(config)
-    if set(params["layers"]) == set(keys):
-        return dict(params)
-    single = per_layer(params)["layers"]
-    expected = {str(i) for i in range(config.n_layers)}
-    if set(single) != expected:
-        raise ValueError(f"parameters hold {len(single)} layers, the pattern {config.pattern!r} has {config.n_layers}")
-    layers = {}
-    for key in keys:
-        parts = [single[str(layer)] for layer in layers_of(key)]
-        layers[key] = parts[0] if ":" not in key else jax.tree.map(lambda *xs: jnp.stack(xs), *parts)
-    return {**params, "layers": layers}
 
 
 # --- making values ----------------------------------------------------------------------------------------------------

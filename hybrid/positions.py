@@ -23,7 +23,7 @@ def documents(segment_ids: Int[Array, "B L"]) -> Int[Array, "B L"]:
     return jnp.pad(jnp.cumsum(changes, axis=1, dtype=jnp.int32), ((0, 0), (1, 0)))
 
 
-def frequencies(dim: int, theta: float, dtype: Any = jnp.float32) -> Float[Array, half]:
+def frequencies(dim: int, theta: float, dtype: Any = jnp.float32) -> Float[Array, " half"]:
     """theta^(-2i/dim) for i in 0..dim/2 - 1 (Su et al. 2021, section 3.2.2; Vaswani et al. 2017, section 3.5)."""
     return 1.0 / theta ** (jnp.arange(0, dim, 2, dtype=dtype) / dim)
 

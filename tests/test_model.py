@@ -11,8 +11,8 @@ import pytest
 
 import hybrid
 from hybrid import Aux, ConfigError, ModelConfig
-from hybrid.model import scans, stack_segments
-from hybrid.params import Param, arrange, per_layer, zeros
+from hybrid.layout import arrange, per_layer, scans, stack_segments
+from hybrid.params import Param, zeros
 from hybrid.pattern import SYMBOLS
 from hybrid.sublayers import KINDS, Kind, Traits
 from hybrid.testing.stack import loss_and_gradients

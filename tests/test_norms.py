@@ -21,15 +21,15 @@ def by_hand(x, scale, bias=None, eps=1e-3):
 
 
 def test_formulas(x64):
-    np.testing.assert_allclose(rms_norm(X, jnp.asarray(SCALE), 1e-3), by_hand(X, SCALE), rtol=1e-12)
+    np.testing.assert_allclose(rms_norm(jnp.asarray(X), jnp.asarray(SCALE), 1e-3), by_hand(X, SCALE), rtol=1e-12)
     np.testing.assert_allclose(
-        layer_norm(X, jnp.asarray(SCALE), jnp.asarray(BIAS), 1e-3), by_hand(X, SCALE, BIAS), rtol=1e-12
+        layer_norm(jnp.asarray(X), jnp.asarray(SCALE), jnp.asarray(BIAS), 1e-3), by_hand(X, SCALE, BIAS), rtol=1e-12
     )
 
 
 def test_a_bias_makes_it_layer_norm(x64):
     x = jnp.asarray(X)
-    np.testing.assert_array_equal(norm({"scale": SCALE}, x, 1e-3), rms_norm(x, jnp.asarray(SCALE), 1e-3))
+    np.testing.assert_array_equal(norm({"scale": jnp.asarray(SCALE)}, x, 1e-3), rms_norm(x, jnp.asarray(SCALE), 1e-3))
     both = {"scale": jnp.asarray(SCALE), "bias": jnp.asarray(BIAS)}
     np.testing.assert_array_equal(norm(both, x, 1e-3), layer_norm(x, both["scale"], both["bias"], 1e-3))
 

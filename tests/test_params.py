@@ -13,20 +13,17 @@ import numpy as np
 import pytest
 
 from hybrid import ModelConfig, init
+from hybrid.layout import arrange, layers_of, layout, per_layer
 from hybrid.params import (
     Param,
     abstract,
-    arrange,
     declarations,
     declarations_per_layer,
     fan_in_uniform,
-    layers_of,
-    layout,
     leaf_dtype,
     leaves,
     normal,
     path_digest,
-    per_layer,
     zeros,
 )
 
@@ -89,7 +86,8 @@ def test_another_process_makes_the_same_values(base):
     code = """
 import hashlib, jax, numpy as np
 from hybrid import ModelConfig, init
-from hybrid.params import leaves, per_layer
+from hybrid.layout import per_layer
+from hybrid.params import leaves
 config = ModelConfig(pattern="MA-M", vocab_size=23, d_model=8, n_heads=2, hyena={"filter_length": 32})
 params = per_layer(init(config, jax.random.key(0)))
 for path, leaf in leaves(params): print("/".join(path), hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest())

@@ -16,7 +16,7 @@ from experiments.data.stream import fingerprint, meta, prepare, vocab_size
 from experiments.data.text import Batch, Batches, Data, check_lengths, open_data
 
 if TYPE_CHECKING:
-    from experiments.config import DataConfig
+    from experiments.data.config import DataConfig
 
 __all__ = ["SOURCES", "Batch", "Batches", "Data", "check", "fingerprint", "load", "meta", "prepare", "vocab_size"]
 

@@ -19,7 +19,7 @@ from experiments.data.sources import Document, Progress, document, plain_lines
 from hybrid.validation import ConfigError, nearest, unknown
 
 if TYPE_CHECKING:
-    from experiments.config import DataConfig
+    from experiments.data.config import DataConfig
 
 
 @functools.cache

@@ -25,7 +25,7 @@ from experiments.data import places
 from hybrid.validation import ConfigError, nearest, unknown
 
 if TYPE_CHECKING:
-    from experiments.config import DataConfig
+    from experiments.data.config import DataConfig
 
 Progress = Callable[[str], None]
 """Is told, in a few words, what is being done."""

@@ -31,7 +31,7 @@ from experiments.files import read_json, write_json
 from hybrid.validation import ConfigError
 
 if TYPE_CHECKING:
-    from experiments.config import DataConfig
+    from experiments.data.config import DataConfig
 
 FORMAT = 1
 """Raised when the files of a token folder change their meaning."""

@@ -22,7 +22,7 @@ from experiments.files import read_json
 from hybrid.validation import ConfigError
 
 if TYPE_CHECKING:
-    from experiments.config import DataConfig
+    from experiments.data.config import DataConfig
 
 Batch = dict[str, NDArray[np.int32]]
 """tokens (B, L), labels (B, L) with -1 = not scored, and for packed documents segment_ids (B, L), 1 and up."""

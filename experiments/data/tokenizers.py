@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from experiments.config import DataConfig
+    from experiments.data.config import DataConfig
 
 T = TypeVar("T")
 

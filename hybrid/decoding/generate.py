@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from hybrid.config import ModelConfig
+from hybrid.layout import per_layer
 from hybrid.model import extend, init_state
-from hybrid.params import per_layer
 from hybrid.sublayers import ON_REPLACE
 from hybrid.validation import ConfigError
 
@@ -74,7 +74,7 @@ ON_REPLACE.append(jax.clear_caches)
 
 def sample(
     logits: Float[Array, "B V"], key: Any, temperature: float, top_k: int | None = None, top_p: float | None = None
-) -> Int[Array, B]:
+) -> Int[Array, " B"]:
     """One token a row from its logits; temperature 0 takes the likeliest."""
     if temperature == 0.0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hybrid.layout import arrange, per_layer
 from hybrid.losses import token_losses
 from hybrid.model import extend, forward, init_state
-from hybrid.params import abstract, arrange, per_layer
+from hybrid.params import abstract
 from hybrid.testing.subject import Subject, compiled, context, in_float64, same
 from hybrid.validation import ConfigError
 
@@ -35,18 +36,17 @@ def loss_and_gradients(config: Any, tokens: Any, **options: Any) -> Any:
 
 @in_float64
 def check_compilation(subject: Subject) -> None:
-    """Scanned or unrolled, and whatever is recomputed: one tree of parameters, one loss, the same gradients."""
+    """Unrolled, or scanned and computed again in the backward pass: one tree of parameters, one loss and gradient."""
     plain = subject.stack(DEPTH, scan_layers=False)
     params, tokens = subject.init(plain), subject.tokens()
-    shapes = jax.tree.map(lambda leaf: leaf.shape, params)
+    for remat in ("sublayer", "unit"):
+        same_tree = jax.tree.map(
+            lambda leaf: leaf.shape, abstract(subject.stack(DEPTH, scan_layers=False, remat=remat))
+        )
+        assert same_tree == jax.tree.map(lambda leaf: leaf.shape, params), f"{subject}: remat changes the parameters"
     wanted = loss_and_gradients(plain, tokens)(params)
-    for scan_layers, remat in ((False, "sublayer"), (True, "unit")):
-        config = subject.stack(DEPTH, scan_layers=scan_layers, remat=remat)
-        what = f"scan_layers={scan_layers} remat={remat}"
-        if not scan_layers:
-            declared = jax.tree.map(lambda leaf: leaf.shape, abstract(config))
-            assert declared == shapes, f"{subject}: {what} changes the tree of parameters"
-        same(subject, what, loss_and_gradients(config, tokens)(params), wanted)
+    again = loss_and_gradients(subject.stack(DEPTH, scan_layers=True, remat="unit"), tokens)(params)
+    same(subject, "scanned with remat", again, wanted)
 
 
 @in_float64

@@ -13,7 +13,7 @@ from experiments.loop import train
 from experiments.signals import Stop
 from experiments.states import host, live, saved, saved_shapes
 from experiments.step import Program
-from hybrid.params import layout
+from hybrid.layout import layout
 from hybrid.validation import ConfigError
 from tests.experiments.training import data_of, quick, run_of, trial
 

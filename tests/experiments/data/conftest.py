@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config import DataConfig
+from experiments.data.config import DataConfig
 
 
 @pytest.fixture(autouse=True)

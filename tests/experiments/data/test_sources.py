@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config import DataConfig
 from experiments.data import check, digests, fingerprint, prepare
+from experiments.data.config import DataConfig
 from experiments.data.sources import SOURCES, Fetched, find, read_movie_reviews, read_shakespeare
 from hybrid.validation import ConfigError
 
@@ -129,7 +129,7 @@ def test_a_digest_of_fresh_files_is_not_remembered(config, monkeypatch, home: Pa
 
 def test_checking_a_source_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from experiments.config import DataConfig; from experiments import data;"
+        "import sys; from experiments.data.config import DataConfig; from experiments import data;"
         "c = DataConfig(source='stdlib', seq_len=16, batch_size=4, tokenizer='bpe', vocab_size=300);"
         "data.check(c); data.fingerprint(c); data.vocab_size(c);"
         "heavy = {'jax', 'grain', 'tensorflow_datasets', 'tokenizers', 'polars', 'flax'} & set(sys.modules);"

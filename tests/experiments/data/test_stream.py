@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.config import DataConfig
 from experiments.data import check, fingerprint, load, meta, prepare, sources, stream, vocab_size
+from experiments.data.config import DataConfig
 from experiments.data.splits import SPLITS
 from experiments.data.tokenizers import KINDS, BytePair
 from hybrid.validation import ConfigError
@@ -139,7 +139,7 @@ def test_a_preparation_that_breaks_off_leaves_nothing_that_counts(config, home: 
 def test_processes_that_prepare_at_once_make_one_whole_folder(config, home: Path) -> None:
     made = config()
     code = (
-        "import sys; from experiments.config import DataConfig; from experiments.data import prepare;"
+        "import sys; from experiments.data.config import DataConfig; from experiments.data import prepare;"
         f"print(prepare(DataConfig(source='folder', folder={made.folder!r}, seq_len=16, batch_size=4),"
         " lambda m: print(m, file=sys.stderr)))"
     )

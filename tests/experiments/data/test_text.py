@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from experiments.config import DataConfig
 from experiments.data import Data, check, load, prepare
+from experiments.data.config import DataConfig
 from experiments.data.text import packed_documents, windows
 from hybrid.validation import ConfigError
 
@@ -76,7 +76,7 @@ def test_another_process_reads_the_same_batches_and_ends_although_its_reader_is_
     made = config()
     data = load(made, seed=3, evaluation_sequences=1)
     code = (
-        "import hashlib; from experiments.config import DataConfig; from experiments.data import load;"
+        "import hashlib; from experiments.data.config import DataConfig; from experiments.data import load;"
         f"data = load(DataConfig(source='folder', folder={made.folder!r}, seq_len=16, batch_size=4),"
         " seed=3, evaluation_sequences=1);"
         "reader = data.batches();"
