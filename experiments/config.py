@@ -288,7 +288,10 @@ def trial_plain(trial: Trial) -> dict[str, Any]:
 def identity(trial: Trial, fingerprint: str | None) -> dict[str, Any]:
     """All that can change the result: what a run's id is made of."""
     whole = trial_plain(trial)
-    model = {**whole["model"], "pattern": "".join(trial.model.sequence)}
+    used = {kind.group for kind, _ in trial.model.kinds()}
+    idle = {name for name, _ in trial.model.groups if name not in used}  # of kinds that the pattern does not have
+    model = {name: value for name, value in whole["model"].items() if name not in idle}
+    model["pattern"] = "".join(trial.model.sequence)
     model.pop("scan_layers"), model.pop("remat")  # how it is compiled, not what it computes
     parts = {name: whole[name] for name in ("data", "optimizer", "train", "evaluate", "seed")}
     return {"model": model, **parts, "fingerprint": fingerprint}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -12,15 +11,16 @@ os.environ.setdefault("HYBRID_CACHE", str(ROOT / ".cache" / "tests"))
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("MPLBACKEND", "agg")
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    try:
-        from experiments import environment
+from experiments import environment  # noqa: E402
 
-        environment.prepare()
-    except ImportError:
-        flag = "--xla_cpu_experimental_ynn_fusion_type=-reduce"
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+environment.prepare()
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+# The shapes in annotations are checked when the functions run. hybrid.ops is left out: its custom derivatives are
+# called with placeholders.
+CHECKED = ["hybrid.decoding", "hybrid.losses", "hybrid.model", "hybrid.norms", "hybrid.positions"]
+install_import_hook(CHECKED, "beartype.beartype")
 
 import pytest  # noqa: E402
 
