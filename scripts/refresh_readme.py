@@ -26,7 +26,7 @@ def table() -> str:
     data = results.table()
     places = [HEADER.index(name) for name in COLUMNS]
     rows = [[row[i] for i in places] for row in cells(data)]
-    return "\n".join([*grid(COLUMNS, rows, code=1), *conclusion(results, data)])
+    return "\n".join([*grid(COLUMNS, rows, code=1), *(f"- {line}" for line in conclusion(results, data))])
 
 
 def readme(text: str) -> str:
