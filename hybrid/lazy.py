@@ -1,6 +1,6 @@
-"""jax at first use: a kind's symbol, traits and config are read by commands that must answer before jax is loaded.
+"""jax and numpy at first use: commands read configs, and the symbols and traits of kinds, before either is loaded.
 
-from hybrid.lazy import jax, jnp, struct
+from hybrid.lazy import jax, jnp, np, struct
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 if TYPE_CHECKING:
     import jax
     import jax.numpy as jnp
+    import numpy as np
 else:
 
     class _Lazy(ModuleType):
@@ -23,6 +24,7 @@ else:
 
     jax = _Lazy("jax")
     jnp = _Lazy("jax.numpy")
+    np = _Lazy("numpy")
 
 T = TypeVar("T")
 

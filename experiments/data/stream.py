@@ -19,18 +19,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
-
 from experiments.data import places
 from experiments.data.sources import Document, Progress, digest, find
 from experiments.data.splits import OVERSHOOT, SHARE, SPLITS, split_groups
 from experiments.data.tokenizers import KINDS, Tokenizer, chunks
 from experiments.data.turns import alone
 from experiments.files import read_json, write_json
+from hybrid.lazy import np
 from hybrid.validation import ConfigError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from experiments.data.config import DataConfig
 
 FORMAT = 1

@@ -12,19 +12,19 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from experiments.data.splits import SPLITS
 from experiments.files import read_json
+from hybrid.lazy import np
 from hybrid.validation import ConfigError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from experiments.data.config import DataConfig
 
-Batch = dict[str, NDArray[np.int32]]
+Batch: TypeAlias = "dict[str, NDArray[np.int32]]"
 """tokens (B, L), labels (B, L) with -1 = not scored, and for packed documents segment_ids (B, L), 1 and up."""
 
 HeldOut = Literal["validation", "test"]

@@ -13,10 +13,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
+from hybrid.lazy import np
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from experiments.data.config import DataConfig
 
 T = TypeVar("T")

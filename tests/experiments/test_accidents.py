@@ -133,6 +133,7 @@ def test_workers_end_with_their_controller(shop, trainer):
     wait_for(lambda: not any(alive(pid) for pid in workers), seconds=5)
 
 
+@fake_only  # real training under real signals: test_train.py
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signal_saves_at_the_current_step_and_the_same_command_goes_on(shop, trainer, undisturbed, number, code):
     process = begin(shop, trainer)
