@@ -126,7 +126,7 @@ def member(name: str, **about: object) -> tuple[tarfile.TarInfo, io.BytesIO]:
     return info, io.BytesIO(b"text")
 
 
-@pytest.mark.parametrize("name", ["../out.txt", "/tmp/hybrid-out.txt", "in/../../out.txt"])
+@pytest.mark.parametrize("name", ["../out.txt", "/hybrid-out.txt", "in/../../out.txt"])
 @pytest.mark.parametrize("kind", ["tar", "zip"])
 def test_a_member_that_leads_out_of_the_folder_is_refused(kind: str, name: str, tmp_path: Path) -> None:
     archive = tmp_path / "archive"
