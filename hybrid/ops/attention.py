@@ -24,6 +24,10 @@ from hybrid.ops.forms import accumulator, by_platform, lookup
 from hybrid.ops.visibility import NEGLIGIBLE, Visibility
 from hybrid.validation import ConfigError
 
+Bias = jax.Array | Callable[[jax.Array, jax.Array], jax.Array]
+"""(batch or 1, n_heads or 1, q_length, k_length), or a function that makes it from positions (batch, length) of queries
+and of keys: a form that works on parts makes the parts alone."""
+
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
@@ -35,8 +39,14 @@ class _Call:
     visibility: Visibility
     scale: float
     softcap: float | None
-    bias: jax.Array | None  # (batch or 1, n_heads or 1, q_length, k_length)
+    bias: Bias | None
     in_order: bool  # both positions are 0, 1, 2, ...
+
+    def whole_bias(self) -> jax.Array | None:
+        """(batch or 1, n_heads or 1, q_length, k_length)."""
+        if callable(self.bias):
+            return self.bias(self.visibility.q_positions, self.visibility.k_positions)
+        return self.bias
 
 
 def attention(
@@ -53,7 +63,7 @@ def attention(
     window: int | None = None,
     scale: float | None = None,
     softcap: float | None = None,
-    bias: jax.Array | None = None,
+    bias: Bias | None = None,
     form: str = "auto",
 ) -> jax.Array:
     """softmax(softcap(scale q k) + bias) v over the visible keys: (batch, q_length, n_heads, value_dim), dtype of q.
@@ -63,7 +73,8 @@ def attention(
     document the index serves as well as the position; `fused` needs None to be fast). Segments: (batch, length), both
     or neither. k_valid: (batch, k_length) bool. window: the number of keys seen, the query's own included; without
     `causal` the keys less than `window` away on both sides. scale: 1 / sqrt(head_dim) if None. softcap: c tanh(s / c).
-    bias: (batch or 1, n_heads or 1, q_length, k_length). Softmax in float32 at least (float64 where an input is).
+    bias: (batch or 1, n_heads or 1, q_length, k_length), or a function of the positions that gives it. Softmax in
+    float32 at least (float64 where an input is).
 
     Time is quadratic in the length, linear with a window in the `chunked` form. `auto` takes `plain` for small score
     matrices, else `fused` on a GPU where positions, segments, softcap and k_valid allow it, else `chunked`.
@@ -85,8 +96,14 @@ def _checked(q, k, v, q_positions, k_positions, q_segments, k_segments, k_valid,
         raise ConfigError("k_segments", "must be given together with q_segments")
     if window is not None and window < 1:
         raise ConfigError("window", f"{window} is not allowed; must be at least 1")
-    if bias is not None and (
-        bias.shape[2:] != (q_length, k_length) or bias.shape[0] not in (1, batch) or bias.shape[1] not in (1, n_heads)
+    if (
+        bias is not None
+        and not callable(bias)
+        and (
+            bias.shape[2:] != (q_length, k_length)
+            or bias.shape[0] not in (1, batch)
+            or bias.shape[1] not in (1, n_heads)
+        )
     ):
         allowed = f"({batch} or 1, {n_heads} or 1, {q_length}, {k_length})"
         raise ConfigError("bias", f"shape {bias.shape} is not allowed; must be {allowed}")
@@ -111,14 +128,14 @@ def _reference(call: _Call) -> jax.Array:
     """The definition: one head after another, minus infinity for what is not seen."""
     visible = call.visibility.mask()
     group = call.q.shape[2] // call.k.shape[2]
-    outputs = []
+    outputs, bias = [], call.whole_bias()
     for head in range(call.q.shape[2]):
         q, k, v = call.q[:, :, head], call.k[:, :, head // group], call.v[:, :, head // group]
         scores = call.scale * jnp.einsum("bqd,bkd->bqk", q, k)
         if call.softcap is not None:
             scores = call.softcap * jnp.tanh(scores / call.softcap)
-        if call.bias is not None:
-            scores = scores + call.bias[:, head % call.bias.shape[1]]
+        if bias is not None:
+            scores = scores + bias[:, head % bias.shape[1]]
         sees = visible.any(-1, keepdims=True)  # softmax of nothing but minus infinity is not a number
         weights = jax.nn.softmax(jnp.where(visible, scores, jnp.where(sees, -jnp.inf, 0.0)), axis=-1)
         outputs.append(jnp.einsum("bqk,bkd->bqd", jnp.where(visible, weights, 0), v))
@@ -133,8 +150,9 @@ def _plain(call: _Call) -> jax.Array:
     scores = call.scale * jnp.einsum("bqhgd,bkhd->bhgqk", q, call.k, preferred_element_type=dtype)
     if call.softcap is not None:
         scores = call.softcap * jnp.tanh(scores / call.softcap)
-    if call.bias is not None:
-        bias = jnp.broadcast_to(call.bias, (call.bias.shape[0], n_heads, *call.bias.shape[2:]))
+    bias = call.whole_bias()
+    if bias is not None:
+        bias = jnp.broadcast_to(bias, (bias.shape[0], n_heads, *bias.shape[2:]))
         scores = scores + bias.reshape(bias.shape[0], *scores.shape[1:]).astype(dtype)
     visible = call.visibility.mask()[:, None, None]
     scores = jnp.where(visible, scores, NEGLIGIBLE)
@@ -147,7 +165,7 @@ def _plain(call: _Call) -> jax.Array:
 
 
 def _chunked(call: _Call) -> jax.Array:
-    return flash_attention(call.q, call.k, call.v, call.visibility, call.bias, call.scale, call.softcap)
+    return flash_attention(call.q, call.k, call.v, call.visibility, call.whole_bias(), call.scale, call.softcap)
 
 
 def _fused(call: _Call) -> jax.Array:
@@ -159,10 +177,10 @@ def _fused(call: _Call) -> jax.Array:
     if _is_simple(call):
         window = None if vis.window is None else (vis.window - 1, 0 if vis.causal else vis.window - 1)
         return jax.nn.dot_product_attention(
-            call.q, call.k, call.v, call.bias, scale=call.scale, is_causal=vis.causal, local_window_size=window
+            call.q, call.k, call.v, call.whole_bias(), scale=call.scale, is_causal=vis.causal, local_window_size=window
         )
     mask = vis.mask()
-    out = jax.nn.dot_product_attention(call.q, call.k, call.v, call.bias, mask[:, None], scale=call.scale)
+    out = jax.nn.dot_product_attention(call.q, call.k, call.v, call.whole_bias(), mask[:, None], scale=call.scale)
     return jnp.where(mask.any(-1)[:, :, None, None], out, 0)
 
 
