@@ -44,7 +44,10 @@ VARIANTS = {
     ),
     "H order 3": ("H", {"hyena": {"order": 3, "filter_length": 37, "filter_width": 6}}, ("lengths",)),
     "- relu": ("-", {"d_ff": 5, "mlp": {"activation": "relu", "bias": True}}, ("masks",)),
-    "- gelu": ("-", {"mlp": {"activation": "gelu", "bias": True}}, ("masks",)),
+    **{
+        f"- {name}": ("-", {"d_ff": 5, "mlp": {"activation": name, "bias": True}}, ("masks",))
+        for name in ("relu2", "gelu", "gelu_tanh", "silu", "swiglu", "geglu", "geglu_tanh")
+    },
 }  # fmt: skip
 
 
