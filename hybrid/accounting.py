@@ -47,7 +47,8 @@ def parameters(config: ModelConfig) -> Parameters:
     tree = declarations_per_layer(config)
     total = sum(param.size for _, param in leaves(tree))
     tables = sum(param.size for path, param in leaves(tree) if path[0] in ("embedding", "head"))
-    return Parameters(total=total, active=total, without_embeddings=total - tables)
+    active = round(sum(param.size * param.used for _, param in leaves(tree)))
+    return Parameters(total=total, active=active, without_embeddings=total - tables)
 
 
 def layer_parameters(config: ModelConfig) -> list[int]:

@@ -38,6 +38,8 @@ class Param:
     """Multiplies the learning rate."""
     trainable: bool = True
     """False: changed by Aux.updates only, or frozen."""
+    used: float = 1.0
+    """The share of it that one token uses: k / n of the experts."""
 
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.axes):
