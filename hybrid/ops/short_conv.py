@@ -86,6 +86,23 @@ def causal_conv_reference(
     return jnp.stack(outputs, axis=1), jnp.stack(last[::-1], axis=1) if before else x[:, :0]
 
 
+def past_padding(initial: jax.Array, x: jax.Array, padding: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`initial` and `x` with the inputs of before moved behind each row's leading padding, for `causal_conv`.
+
+    initial: (batch, k-1, channels). x: (batch, length, channels). padding: (batch, length), True at real tokens, which
+    stand at the end of a row. What stood at padded positions is gone; zeros stand in front. The convolution then gives
+    at real tokens what it gives without the padding, and keeps the same last inputs: `initial` in a row of padding alone.
+    """
+    before, length = initial.shape[1], x.shape[1]
+    skipped = (length - padding.sum(1, dtype=jnp.int32))[:, None]  # leading positions that are padding
+    at = jnp.arange(before + length, dtype=jnp.int32)[None]
+    source = jnp.where(at >= before + skipped, at, at - skipped)
+    joined = jnp.concatenate([initial.astype(x.dtype), x], axis=1)
+    moved = jnp.take_along_axis(joined, jnp.maximum(source, 0)[..., None], axis=1)
+    moved = jnp.where((source >= 0)[..., None], moved, 0)
+    return moved[:, :before], moved[:, before:]
+
+
 def _documents(segment_ids: jax.Array, previous: jax.Array | None, before: int) -> jax.Array:
     """(batch, before + length) running number of the document, so that a segment id may come back later."""
     batch = segment_ids.shape[0]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybrid.ops.short_conv import causal_conv, causal_conv_reference
+from hybrid.ops.short_conv import causal_conv, causal_conv_reference, past_padding
 from hybrid.validation import ConfigError
 
 
@@ -72,6 +72,20 @@ def test_two_calls_with_carried_inputs_equal_one(cut, seed):
         arrays, ids = inputs(6, seed=seed), segments(6, seed=seed)
         whole = value_and_gradient(causal_conv, arrays, segment_ids=ids)
         close(value_and_gradient(in_two_calls, arrays, segment_ids=ids, cut=cut), whole)
+
+
+@settings(max_examples=8, deadline=None)
+@given(real=st.lists(st.integers(0, 5), min_size=2, max_size=2), k=st.integers(1, 5), seed=st.integers(0, 99))
+def test_leading_padding_between_the_inputs_of_before_and_those_of_now_is_as_if_it_were_not_there(real, k, seed):
+    with jax.enable_x64(True):
+        arrays = inputs(5, k, seed=seed)
+        padding = jnp.arange(5)[None] >= 5 - jnp.array(real)[:, None]
+        initial, x = past_padding(arrays["initial"], arrays["x"], padding)
+        y, last = causal_conv(x, arrays["weight"], initial=initial)
+        for row, n in enumerate(real):
+            alone = arrays["x"][row : row + 1, 5 - n :], arrays["weight"]
+            wanted, tail = causal_conv(*alone, initial=arrays["initial"][row : row + 1])
+            close((y[row, 5 - n :], last[row]), (wanted[0], tail[0]))
 
 
 def test_position_depends_on_itself_and_the_k_minus_1_before(x64):
