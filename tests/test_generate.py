@@ -1,4 +1,4 @@
-"""Sampling: greedy against repeated apply, the cuts of top-k and top-p, keys, errors."""
+"""Generation: greedy against repeated apply, keys, errors."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from hybrid import ConfigError, ModelConfig, apply, generate, init
-from hybrid.decoding.generate import sample
 from hybrid.testing.subject import compiled
 
 CONFIG = ModelConfig(pattern="MA", vocab_size=17, d_model=8, n_heads=2, mamba={"d_state": 2}, init_std=0.7)
@@ -45,56 +42,6 @@ def test_one_key_gives_one_sample_and_another_key_another(params):
     assert (one != draw(1)).any()
     assert one.shape == (2, 6)
     assert ((one >= 0) & (one < 17)).all()
-
-
-LOGITS = jnp.log(jnp.array([[0.5, 0.25, 0.15, 0.07, 0.03]]))
-DRAWS = 4000
-
-
-def shares(**options):
-    """How often each token is drawn."""
-    options = {"temperature": 1.0, **options}
-    keys = jax.random.split(jax.random.key(3), DRAWS)
-    drawn = jax.vmap(lambda key: sample(LOGITS, key, **options)[0])(keys)
-    return np.bincount(np.asarray(drawn), minlength=5) / DRAWS
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        ({}, [0.5, 0.25, 0.15, 0.07, 0.03]),
-        ({"temperature": 0.5}, np.square([0.5, 0.25, 0.15, 0.07, 0.03])),
-        ({"top_k": 2}, [0.5, 0.25, 0, 0, 0]),
-        ({"top_k": 1}, [1, 0, 0, 0, 0]),
-        ({"top_k": 5}, [0.5, 0.25, 0.15, 0.07, 0.03]),
-        ({"top_p": 0.5}, [1, 0, 0, 0, 0]),
-        ({"top_p": 0.51}, [0.5, 0.25, 0, 0, 0]),
-        ({"top_p": 0.9}, [0.5, 0.25, 0.15, 0, 0]),
-        ({"top_p": 1.0}, [0.5, 0.25, 0.15, 0.07, 0.03]),
-        ({"top_k": 3, "top_p": 0.6}, [0.5, 0.25, 0, 0, 0]),
-        ({"temperature": 0.0}, [1, 0, 0, 0, 0]),
-    ],
-)
-def test_tokens_are_drawn_with_their_probabilities(options, expected):
-    expected = np.asarray(expected) / np.sum(expected)
-    drawn = shares(**options)
-    assert (drawn[expected == 0] == 0).all()
-    error = np.abs(drawn - expected)
-    assert (error <= 4 * np.sqrt(expected * (1 - expected) / DRAWS)).all(), drawn
-
-
-@settings(max_examples=30, deadline=None, derandomize=True, database=None)
-@given(st.integers(0, 1000), st.integers(1, 12), st.floats(0.05, 1.0))
-def test_a_drawn_token_is_among_the_kept_ones(seed, top_k, top_p):
-    logits = jnp.asarray(np.random.default_rng(seed).standard_normal((3, 9)) * 3, jnp.float32)
-    drawn = sample(logits, jax.random.key(seed), 1.0, min(top_k, 9), top_p)
-    for row, token in zip(np.asarray(logits, np.float64), np.asarray(drawn), strict=True):
-        order = np.argsort(-row)
-        kept = order[: min(top_k, 9)]
-        probabilities = np.exp(row[kept] - row.max())
-        probabilities /= probabilities.sum()
-        before = np.cumsum(probabilities) - probabilities
-        assert token in kept[before < top_p + 1e-5]
 
 
 @pytest.mark.parametrize(

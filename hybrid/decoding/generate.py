@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from hybrid.config import ModelConfig
+from hybrid.decoding.sampling import check_sampling, sample
 from hybrid.layout import per_layer
 from hybrid.model import extend, init_state
 from hybrid.sublayers import ON_REPLACE
@@ -37,14 +38,9 @@ def generate(
         raise ConfigError("steps", f"{steps} is not allowed; must be at least 1")
     if tokens.ndim != 2 or tokens.shape[1] < 1:
         raise ConfigError("tokens", f"shape {tokens.shape} is not allowed; must be (batch, at least 1)")
-    if temperature < 0:
-        raise ConfigError("temperature", f"{temperature} is not allowed; must be at least 0")
+    check_sampling(temperature, top_k, top_p)
     if temperature > 0 and key is None:
         raise ConfigError("key", "must be given when temperature is above 0")
-    if top_k is not None and top_k < 1:
-        raise ConfigError("top_k", f"{top_k} is not allowed; must be at least 1")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ConfigError("top_p", f"{top_p} is not allowed; must be above 0 and at most 1")
     key = jax.random.key(0) if key is None else key
     top_k = None if top_k is None else min(top_k, config.vocab_size)
     return _generate(config, per_layer(params), tokens, steps, key, float(temperature), top_k, top_p)
@@ -70,22 +66,3 @@ def _generate(
 
 
 ON_REPLACE.append(jax.clear_caches)
-
-
-def sample(
-    logits: Float[Array, "B V"], key: Any, temperature: float, top_k: int | None = None, top_p: float | None = None
-) -> Int[Array, " B"]:
-    """One token a row from its logits; temperature 0 takes the likeliest."""
-    if temperature == 0.0:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    logits = logits / temperature
-    if top_k is not None:
-        least = jax.lax.top_k(logits, top_k)[0][:, -1:]
-        logits = jnp.where(logits < least, -jnp.inf, logits)
-    if top_p is not None:
-        ordered = jnp.sort(logits, axis=-1)[:, ::-1]
-        probabilities = jax.nn.softmax(ordered, axis=-1)
-        before = jnp.cumsum(probabilities, axis=-1) - probabilities
-        least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
-        logits = jnp.where(logits < least, -jnp.inf, logits)
-    return jax.random.categorical(key, logits, axis=-1).astype(jnp.int32)
