@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from hybrid.accounting import count as count
     from hybrid.config import ModelConfig as ModelConfig
     from hybrid.decoding.generate import generate as generate
+    from hybrid.interop.gguf import from_gguf as from_gguf
+    from hybrid.interop.huggingface import from_huggingface as from_huggingface
+    from hybrid.interop.huggingface import to_huggingface as to_huggingface
     from hybrid.model import apply as apply
     from hybrid.model import extend as extend
     from hybrid.model import forward as forward
@@ -34,7 +37,9 @@ _HOMES = {
     "hybrid.accounting": ("count",),
     "hybrid.config": ("ModelConfig",),
     "hybrid.decoding.generate": ("generate",),
-    "hybrid.model": ("apply", "extend", "forward", "init_state"),
+    "hybrid.interop.gguf": ("from_gguf",),
+    "hybrid.interop.huggingface": ("from_huggingface", "to_huggingface"),
+    "hybrid.model": ("apply", "encode", "extend", "forward", "init_state"),
     "hybrid.params": ("init",),
     "hybrid.pattern": ("expand",),
     "hybrid.placement": ("place",),
