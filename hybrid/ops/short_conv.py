@@ -91,7 +91,7 @@ def past_padding(initial: jax.Array, x: jax.Array, padding: jax.Array) -> tuple[
 
     initial: (batch, k-1, channels). x: (batch, length, channels). padding: (batch, length), True at real tokens, which
     stand at the end of a row. What stood at padded positions is gone; zeros stand in front. The convolution then gives
-    at real tokens what it gives without the padding, and keeps the same last inputs: `initial` in a row of padding alone.
+    at real tokens what it gives without the padding, and keeps the same last inputs (`initial` in a row of padding).
     """
     before, length = initial.shape[1], x.shape[1]
     skipped = (length - padding.sum(1, dtype=jnp.int32))[:, None]  # leading positions that are padding
