@@ -24,6 +24,14 @@ from hybrid.ops.visibility import NEGLIGIBLE, Visibility
 TILE = 512
 
 
+def tile_of(window: int | None) -> int:
+    """Queries, and keys, of a tile. Half a window, so that few of the scores that are computed are not seen."""
+    if window is None:
+        return TILE
+    half = 1 << max(0, (window // 2).bit_length() - 1)  # a power of two
+    return min(TILE, max(64, half))
+
+
 def flash_attention(
     q: jax.Array,
     k: jax.Array,
@@ -32,9 +40,10 @@ def flash_attention(
     bias: jax.Array | None,
     scale: float,
     softcap: float | None,
-    tile: int = TILE,
+    tile: int | None = None,
 ) -> jax.Array:
     """Arguments and result as in hybrid/ops/attention.py; `tile` bounds the queries, and the keys, of a tile."""
+    tile = tile_of(visibility.window) if tile is None else tile
     batch, q_length, n_heads, _ = q.shape
     k_length, n_kv_heads = k.shape[1:3]
     plan = _Plan(min(tile, q_length), min(tile, k_length), n_heads // n_kv_heads, scale, softcap)
