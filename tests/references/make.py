@@ -1,0 +1,78 @@
+"""Makes the small references beside this file: what transformers wrote, and the logits that it gives.
+
+    pip install -e .[parity]
+    python tests/references/make.py            # all that are not there
+    python tests/references/make.py llama      # one, again
+
+A folder NAME holds config.json and model.safetensors as transformers saved them, with random weights, and
+expected.safetensors: tokens, padding (True at real tokens), logits of the whole batch, and the greedy continuation of
+its first row with the cache. tests/interop/test_references.py holds us to them without torch.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+from safetensors.numpy import save_file  # noqa: E402
+
+from tests.interop import parity  # noqa: E402
+
+HERE = Path(__file__).parent
+LARGEST = 300_000
+"""Bytes of a folder."""
+TINY = {**parity.TINY, "hidden_size": 24, "num_hidden_layers": 2, "bos_token_id": None, "eos_token_id": None}
+
+
+def row(name: str, kind: str = "AutoModelForCausalLM", **fields: Any) -> Callable[[], tuple[Any, str]]:
+    """A configuration class of transformers with its fields, and the class of the model."""
+
+    def make() -> tuple[Any, str]:
+        import transformers
+
+        with parity.quiet():
+            return getattr(transformers, name)(**fields), kind
+
+    return make
+
+
+# name of the reference -> its model; one row each
+ROWS: dict[str, Callable[[], tuple[Any, str]]] = {
+    "gpt2": row("GPT2Config", vocab_size=61, n_embd=24, n_layer=2, n_head=4, n_positions=64),
+    "llama": row("LlamaConfig", **TINY, num_key_value_heads=2, attention_bias=True),
+}
+
+
+def make(name: str) -> None:
+    config, kind = ROWS[name]()
+    folder = HERE / name
+    shutil.rmtree(folder, ignore_errors=True)
+    model = parity.fresh(config, kind=kind)
+    tokens, padding = parity.padded(2, 13, "right", 0)
+    expected = {"tokens": tokens.astype(np.int32), "padding": padding}
+    if kind in DECODER_INPUTS:
+        expected |= DECODER_INPUTS[kind](model, tokens, padding)
+    else:
+        expected["logits"] = parity.theirs(model, tokens, padding)
+    if kind == "AutoModelForCausalLM":
+        expected["continuation"] = parity.greedy(model, tokens[:1]).astype(np.int32)
+    parity.save(model, folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    save_file({key: np.ascontiguousarray(value) for key, value in expected.items()}, folder / "expected.safetensors")
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    print(f"{name}: {size} bytes")
+    assert size <= LARGEST, f"{name} takes {size} bytes; at most {LARGEST}"
+
+
+DECODER_INPUTS: dict[str, Callable[..., dict[str, np.ndarray]]] = {}
+
+if __name__ == "__main__":
+    for wanted in sys.argv[1:] or [name for name in ROWS if not (HERE / name / "expected.safetensors").exists()]:
+        make(wanted)
