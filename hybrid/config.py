@@ -17,9 +17,11 @@ from typing import Any, Literal
 
 from hybrid import pattern as language
 from hybrid.sublayers import KINDS, ON_REPLACE, Kind, kind_of
+from hybrid.sublayers.branches import combine
 from hybrid.validation import (
     Checked,
     ConfigError,
+    NaturalInt,
     PositiveFloat,
     PositiveInt,
     Probability,
@@ -44,6 +46,8 @@ class ModelConfig(Checked):
     """The stack, a symbol a sublayer (hybrid/pattern.py)."""
     vocab_size: PositiveInt
     d_model: PositiveInt
+    encoder: str | None = None
+    """The stack of an encoder, whose output the `X` of the pattern read; None: a model of one stack."""
     symbols: tuple[tuple[str, str, tuple[tuple[str, Any], ...]], ...] = ()
     """Lower-case letters of the pattern: {"w": {"kind": "A", "n_kv_heads": 1}}."""
     n_heads: PositiveInt | None = None
@@ -58,15 +62,31 @@ class ModelConfig(Checked):
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     norm_position: Literal["before", "after", "both"] = "before"
     norm_eps: PositiveFloat = 1e-5
-    positions: Literal["none", "learned", "sinusoidal", "rope"] = "rope"
-    """`learned` and `sinusoidal` are added to the embedding; `rope` turns the queries and keys of attention."""
+    positions: Literal["none", "learned", "sinusoidal", "rope", "alibi", "t5"] = "rope"
+    """`learned` and `sinusoidal` are added to the embedding; `rope` turns the queries and keys of attention; `alibi`
+    and `t5` add a bias of distance to its scores, fixed a head or learned (one table for all layers of a stack)."""
+    relative_buckets: PositiveInt = 32
+    """t5: learned numbers a head."""
+    relative_distance: PositiveInt = 128
+    """t5: farther than this, all distances are one."""
     max_length: PositiveInt | None = None
     """The longest sequence; must be given for learned positions."""
+    token_types: NaturalInt = 0
+    """Kinds of tokens with an embedding of their own that is added (BERT: 2); 0: none."""
+    embedding_norm: bool = False
+    """Normalises the sum of the embeddings (BERT)."""
     tie_embeddings: bool = True
     embedding_scale: PositiveFloat = 1.0
     """Multiplies the token embedding (Gemma: sqrt(d_model))."""
+    head: Literal["linear", "transform"] = "linear"
+    """`transform`: a square layer, GELU and a norm stand before the head (BERT's masked language model)."""
+    head_bias: bool = False
+    logit_scale: PositiveFloat = 1.0
+    """Multiplies the logits (T5 with tied embeddings: 1 / sqrt(d_model))."""
     logit_softcap: PositiveFloat | None = None
     """c: logits become c tanh(logits / c)."""
+    merge: Literal["sum", "mean"] = "sum"
+    """How the branches of `[A|M]` come together: their sum, or the mean of each after a norm of its own."""
     init_std: PositiveFloat = 0.02
     residual_init: Literal["plain", "depth"] = "plain"
     """`depth` divides the initial output projections by sqrt(sublayers), as GPT-2 does."""
@@ -108,10 +128,33 @@ class ModelConfig(Checked):
         for symbol in dict.fromkeys(sequence):
             kind, view = self.sublayer(symbol)
             kind.check(view)
+            if kind.prepare is not None and self.encoder is None:
+                raise ConfigError("encoder", f"must be given: {symbol} ({kind.group}) reads the output of an encoder")
+        if self.encoder is not None:
+            self._check_encoder()
+        if self.positions == "t5" and self.relative_distance <= self.relative_buckets // 2:
+            problem = f"{self.relative_distance} is not allowed; must be above half of relative_buckets"
+            raise ConfigError("relative_distance", f"{problem} = {self.relative_buckets}")
+        if self.positions in ("alibi", "t5") and self.n_heads is None:
+            raise ConfigError("n_heads", f"must be given: {self.positions} positions have a number a head")
         if self.positions == "learned" and self.max_length is None:
             raise ConfigError("max_length", "must be given for learned positions")
         if self.positions == "sinusoidal" and self.d_model % 2:
             raise ConfigError("d_model", f"{self.d_model} is not allowed; sinusoidal positions need an even number")
+
+    def _check_encoder(self) -> None:
+        try:
+            encoder = self.encoder_config
+        except ConfigError as error:
+            raise ConfigError("encoder" if error.field == "pattern" else error.field, error.problem) from None
+        if not any(kind.prepare is not None for kind, _ in self.parts()):
+            raise ConfigError("encoder", f"{self.encoder!r} is not allowed; no X of {self.pattern!r} reads its output")
+        assert encoder is not None
+
+    @functools.cached_property
+    def encoder_config(self) -> ModelConfig | None:
+        """The encoder as a model of its own, without a head; None where there is none."""
+        return None if self.encoder is None else dataclasses.replace(self, pattern=self.encoder, encoder=None)
 
     @functools.cached_property
     def sequence(self) -> tuple[str, ...]:
@@ -140,10 +183,18 @@ class ModelConfig(Checked):
         """One entry a sublayer, in order."""
         return [self.sublayer(symbol) for symbol in self.sequence]
 
+    def parts(self) -> list[tuple[Kind, ModelConfig]]:
+        """Sublayers as the table of kinds has them: branches one by one, and the encoder's after the pattern's."""
+        symbols = [symbol for sublayer in self.sequence for symbol in language.branches(sublayer)]
+        encoder = self.encoder_config
+        return [self.sublayer(symbol) for symbol in symbols] + ([] if encoder is None else encoder.parts())
+
 
 @functools.lru_cache(maxsize=1024)
 def _resolve(config: ModelConfig, symbol: str) -> tuple[Kind, ModelConfig]:
     letters = {letter: (kind, overrides) for letter, kind, overrides in config.symbols}
+    if symbol.startswith("["):
+        return combine(symbol), config
     if symbol not in letters:
         if symbol.islower():
             raise unknown("symbols", symbol, letters, f"the pattern's {symbol!r} is not defined")

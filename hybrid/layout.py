@@ -66,20 +66,28 @@ def per_layer(params: Mapping[str, Any]) -> Tree:
         else:
             for i, layer in enumerate(layers_of(key)):
                 layers[str(layer)] = jax.tree.map(lambda leaf, i=i: leaf[i], value)
-    return {**params, "layers": dict(sorted(layers.items(), key=lambda item: int(item[0])))}
+    tree = {**params, "layers": dict(sorted(layers.items(), key=lambda item: int(item[0])))}
+    return {**tree, "encoder": per_layer(tree["encoder"])} if "encoder" in tree else tree
 
 
 def arrange(config: ModelConfig, params: Mapping[str, Any]) -> Tree:
     """The parameters in the form that `config` trains in; does nothing to those that have it already."""
+    tree = {**params, "layers": _arranged(config, params["layers"])}
+    if config.encoder_config is not None and "encoder" in params:
+        tree["encoder"] = arrange(config.encoder_config, params["encoder"])
+    return tree
+
+
+def _arranged(config: ModelConfig, layers: Mapping[str, Any]) -> Tree:
     keys = layout(config)
-    if set(params["layers"]) == set(keys):
-        return dict(params)
-    single = per_layer(params)["layers"]
+    if set(layers) == set(keys):
+        return dict(layers)
+    single = per_layer({"layers": layers})["layers"]
     expected = {str(i) for i in range(config.n_layers)}
     if set(single) != expected:
         raise ValueError(f"parameters hold {len(single)} layers, the pattern {config.pattern!r} has {config.n_layers}")
-    layers = {}
+    cut = {}
     for key in keys:
         parts = [single[str(layer)] for layer in layers_of(key)]
-        layers[key] = parts[0] if ":" not in key else jax.tree.map(lambda *xs: jnp.stack(xs), *parts)
-    return {**params, "layers": layers}
+        cut[key] = parts[0] if ":" not in key else jax.tree.map(lambda *xs: jnp.stack(xs), *parts)
+    return cut

@@ -117,31 +117,71 @@ def layer_spec(config: ModelConfig, symbol: str) -> Tree:
 
 def declarations_per_layer(config: ModelConfig) -> Tree:
     """The tree of Param with one entry a layer, as checkpoints have it."""
-    width, vocabulary = config.d_model, config.vocab_size
-    embedding = {"tokens": Param((vocabulary, width), ("vocab", "embed"), normal(config.init_std))}
+    tree: Tree = {"embedding": _embedding_spec(config), **_stack_spec(config)}
+    if config.encoder_config is not None:
+        tree["encoder"] = _stack_spec(config.encoder_config)
+    head = _head_spec(config)
+    return {**tree, "head": head} if head else tree
+
+
+def _embedding_spec(config: ModelConfig) -> Tree:
+    def table(rows: int, axis: str | None) -> Param:
+        return Param((rows, config.d_model), (axis, "embed"), normal(config.init_std))
+
+    tree: Tree = {"tokens": table(config.vocab_size, "vocab")}
     if config.positions == "learned":
         assert config.max_length is not None
-        embedding["positions"] = Param((config.max_length, width), (None, "embed"), normal(config.init_std))
+        tree["positions"] = table(config.max_length, None)
+    if config.token_types:
+        tree["types"] = table(config.token_types, None)
+    if config.embedding_norm:
+        tree["norm"] = norm_spec(config)
+    return tree
+
+
+def _stack_spec(config: ModelConfig) -> Tree:
+    """One stack of sublayers: its layers, the norm after the last (post-norm stacks end with one already), and what the
+    layers share."""
     kinds = {symbol: layer_spec(config, symbol) for symbol in dict.fromkeys(config.sequence)}
-    tree: Tree = {
-        "embedding": embedding,
-        "layers": {str(i): kinds[symbol] for i, symbol in enumerate(config.sequence)},
-        "final_norm": norm_spec(config),
-    }
+    tree: Tree = {"layers": {str(i): kinds[symbol] for i, symbol in enumerate(config.sequence)}}
+    if config.norm_position != "after":
+        tree["final_norm"] = norm_spec(config)
+    if config.positions == "t5":
+        assert config.n_heads is not None
+        shape = (config.relative_buckets, config.n_heads)
+        tree["shared"] = {"relative_bias": Param(shape, (None, "heads"), normal(config.init_std), decay=False)}
+    return tree
+
+
+def _head_spec(config: ModelConfig) -> Tree:
+    width, vocabulary = config.d_model, config.vocab_size
+    tree: Tree = {}
+    if config.head == "transform":
+        tree["transform"] = Param((width, width), ("embed", None), normal(config.init_std))
+        tree["transform_bias"] = Param((width,), (None,), zeros, decay=False)
+        tree["norm"] = norm_spec(config)
     if not config.tie_embeddings:
-        tree["head"] = {"kernel": Param((width, vocabulary), ("embed", "vocab"), normal(config.init_std))}
+        tree["kernel"] = Param((width, vocabulary), ("embed", "vocab"), normal(config.init_std))
+    if config.head_bias:
+        tree["bias"] = Param((vocabulary,), ("vocab",), zeros, decay=False)
     return tree
 
 
 def declarations(config: ModelConfig) -> Tree:
     """The tree of Param in the form that `config` trains in (stacked where its segments repeat)."""
-    whole = declarations_per_layer(config)
-    stacked = {}
-    for key in layout(config):
-        layers = layers_of(key)
-        spec = whole["layers"][str(layers[0])]
-        stacked[key] = spec if ":" not in key else _stacked(spec, len(layers))
-    return {**whole, "layers": stacked}
+
+    def arranged(config: ModelConfig, tree: Tree) -> Tree:
+        stacked = {}
+        for key in layout(config):
+            layers = layers_of(key)
+            spec = tree["layers"][str(layers[0])]
+            stacked[key] = spec if ":" not in key else _stacked(spec, len(layers))
+        return {**tree, "layers": stacked}
+
+    whole = arranged(config, declarations_per_layer(config))
+    if config.encoder_config is not None:
+        whole["encoder"] = arranged(config.encoder_config, whole["encoder"])
+    return whole
 
 
 def _stacked(spec: Tree, n: int) -> Tree:
@@ -168,27 +208,18 @@ def path_digest(path: tuple[str, ...]) -> int:
 
 def init(config: ModelConfig, key: Any) -> Tree:
     """Initial parameters in the form that `config` trains in. key: a random key of jax."""
-    tree = declarations(config)
-    layers = tree.pop("layers")
 
     def make(path: tuple[str, ...], param: Param) -> Any:
-        return param.init(leaf_key(key, path), param.shape, leaf_dtype(config, param))
+        """A leaf of layers "0:28:2" is as many leaves, each from the key of its own layer."""
+        at = path.index("layers") + 1 if "layers" in path else 0
+        dtype = leaf_dtype(config, param)
+        if not at or ":" not in path[at]:
+            return param.init(leaf_key(key, path), param.shape, dtype)
+        paths = [(*path[:at], str(layer), *path[at + 1 :]) for layer in layers_of(path[at])]
+        keys = jnp.stack([leaf_key(key, path) for path in paths])
+        return jax.vmap(lambda k: param.init(k, param.shape[1:], dtype))(keys)
 
-    made = map_leaves(make, tree)
-    made["layers"] = {}
-    for name, spec in layers.items():
-        if ":" not in name:
-            made["layers"][name] = map_leaves(make, spec, ("layers", name))
-            continue
-        indices = layers_of(name)
-
-        def repeated(path: tuple[str, ...], param: Param, indices: range = indices) -> Any:
-            keys = jnp.stack([leaf_key(key, ("layers", str(i), *path)) for i in indices])
-            dtype = leaf_dtype(config, param)
-            return jax.vmap(lambda k: param.init(k, param.shape[1:], dtype))(keys)
-
-        made["layers"][name] = map_leaves(repeated, spec)
-    return made
+    return map_leaves(make, declarations(config))
 
 
 def abstract(config: ModelConfig) -> Tree:

@@ -70,11 +70,17 @@ def within(low: float, high: float) -> Rule:
     return Rule(lambda value: low <= value < high, f"at least {low:.10g} and below {high:.10g}")
 
 
+def part() -> Rule:
+    """0 < value <= 1."""
+    return Rule(lambda value: 0 < value <= 1, "above 0 and at most 1")
+
+
 PositiveInt = Annotated[int, at_least(1)]
 NaturalInt = Annotated[int, at_least(0)]
 PositiveFloat = Annotated[float, above(0)]
 NaturalFloat = Annotated[float, at_least(0)]
 Probability = Annotated[float, within(0, 1)]
+Share = Annotated[float, part()]
 
 
 class Checked:

@@ -29,6 +29,32 @@ VARIANTS = {
     "A chunked, one key head, no positions": (
         "A", {"n_kv_heads": 1, "positions": "none", "head_dim": 3, "attention": {"form": "chunked"}}, ("masks",)
     ),
+    "A turned in part, scaled, gated": (
+        "A", {
+            "head_dim": 6,
+            "attention": {
+                "rope_fraction": 0.7, "rope_scaling": "llama3", "rope_factor": 4.0, "rope_original_length": 16,
+                "gate": True, "scale": 0.3,
+            },
+        }, ("masks", "chunks", "left_padding"),
+    ),
+    "A alibi": ("A", {"n_heads": 3, "head_dim": 4, "positions": "alibi"}, ("masks", "chunks", "left_padding")),
+    "A t5": ("A", {"positions": "t5", "relative_buckets": 6, "relative_distance": 9}, ("masks", "chunks", "packing")),
+    "B t5, grouped": (
+        "B", {**GROUPED, "positions": "t5", "relative_buckets": 8, "relative_distance": 9}, ("masks", "packing")
+    ),
+    "B all options": ("B", {**GROUPED, "bidirectional_attention": OPTIONS}, ("masks",)),
+    "X all options": ("X", {**GROUPED, "cross_attention": OPTIONS}, ("masks", "chunks")),
+    "[A|M] sum": ("[A|M]", {}, tuple(name for name in testing.CHECKS if name != "sharding")),
+    "[A|M|-] mean": ("[A|M|-]", {"merge": "mean"}, ("masks", "chunks")),
+    "S window of 4, all options": (
+        "S", {**GROUPED, "sliding_window": {**OPTIONS, "window": 4}},
+        ("masks", "reach", "packing", "chunks", "state", "left_padding"),
+    ),
+    "S blocks, alibi": (
+        "S", {"positions": "alibi", "sliding_window": {"window": 3, "form": "blocks"}},
+        ("reference", "masks", "lengths", "chunks", "compilation"),
+    ),
     "M all options": (
         "M", {"mamba": {"inner_norm": True, "proj_bias": True, "d_conv": 3, "dt_rank": 2}}, ("masks", "chunks")
     ),

@@ -193,7 +193,8 @@ def _blocks(call: _Call) -> jax.Array:
         raise ConfigError("form", f"'blocks' needs {needs}; use 'chunked' or 'plain'")
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, visibility: Visibility) -> jax.Array:
-        return _plain(dataclasses.replace(call, q=q, k=k, v=v, visibility=visibility, in_order=False))
+        in_order = visibility is call.visibility  # a row too short to be cut
+        return _plain(dataclasses.replace(call, q=q, k=k, v=v, visibility=visibility, in_order=in_order))
 
     return block_attention(call.q, call.k, call.v, call.visibility, attend)
 

@@ -43,8 +43,6 @@ def kind_of(symbol: str) -> Kind:
     built = ", ".join(f"{s} ({kind.group})" for s, kind in sorted(KINDS.items()))
     if symbol in language.SYMBOLS:
         raise ConfigError("pattern", f"{symbol} ({language.SYMBOLS[symbol]}) is not built yet (built: {built})")
-    if symbol.startswith("["):
-        raise ConfigError("pattern", f"branches such as {symbol} are not built yet (built: {built})")
     raise unknown("pattern", symbol, sorted(KINDS), f"unknown symbol {symbol!r}")
 
 

@@ -27,6 +27,7 @@ SUBLAYER_CHECKS: dict[str, Callable[[Subject], None]] = {
     "lengths": sublayer.check_lengths,
     "chunks": sublayer.check_chunks,
     "state": sublayer.check_state,
+    "left_padding": sublayer.check_left_padding,
     "initial": sublayer.check_initial,
     "precision": sublayer.check_precision,
 }

@@ -11,9 +11,9 @@ import numpy as np
 
 from hybrid.layout import arrange, per_layer
 from hybrid.losses import token_losses
-from hybrid.model import extend, forward, init_state
+from hybrid.model import extend, init_state
 from hybrid.params import abstract
-from hybrid.testing.subject import Subject, compiled, context, in_float64, same
+from hybrid.testing.subject import Subject, compiled, in_float64, model_forward, model_state, same
 from hybrid.validation import ConfigError
 
 DEPTH = 2
@@ -23,7 +23,7 @@ def loss_and_gradients(config: Any, tokens: Any, **options: Any) -> Any:
     """Compiled: params -> loss, gradients per layer."""
 
     def loss(params: Any) -> Any:
-        hidden, aux = forward(config, params, tokens, **options)
+        hidden, aux = model_forward(config, params, tokens, **options)
         nats, _ = token_losses(config, params, hidden, jnp.roll(tokens, -1, axis=1))
         return nats.mean() + sum(aux.losses.values())
 
@@ -56,9 +56,10 @@ def check_transforms(subject: Subject) -> None:
     sets = (subject.params, subject.initial)
     one_by_one = jnp.stack([subject.apply(params, x) for params in sets])
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *sets)
-    together = compiled(jax.vmap(lambda params: subject.kind.apply(subject.view, params, x, context(x))[0]))(stacked)
+    about = subject.context(x)
+    together = compiled(jax.vmap(lambda params: subject.kind.apply(subject.view, params, x, about)[0]))(stacked)
     same(subject, "vmap over parameters is not one after another", together, one_by_one)
-    eager = subject.kind.apply(subject.view, subject.params, x, context(x))[0]
+    eager = subject.kind.apply(subject.view, subject.params, x, about)[0]
     same(subject, "without jit", eager, one_by_one[0])
 
 
@@ -70,8 +71,8 @@ def check_capacity(subject: Subject) -> None:
     if not subject.traits.decodable:
         _refused(subject, "a state of what cannot decode", lambda: init_state(config, 1, 4))
         return
-    batch, room = tokens.shape
-    state = init_state(config, batch, room)
+    room = tokens.shape[1]
+    state = model_state(config, params, tokens, room)
     longer = jnp.concatenate([tokens, tokens], axis=1)
     _refused(subject, f"{2 * room} tokens in room for {room}", lambda: extend(config, params, longer, state))
     traced = compiled(lambda tokens, state: extend(config, params, tokens, state))
@@ -80,7 +81,8 @@ def check_capacity(subject: Subject) -> None:
     logits, _ = traced(tokens, full)
     assert np.isnan(logits).all(), f"{subject}: tokens past the capacity gave numbers under jit"
     if subject.limit < 1 << 30:
-        _refused(subject, "a state longer than it takes", lambda: init_state(config, 1, subject.limit + 1))
+        longest = subject.limit + 1
+        _refused(subject, "a state longer than it takes", lambda: model_state(config, params, tokens, longest))
 
 
 def _refused(subject: Subject, what: str, action: Any) -> None:
@@ -98,7 +100,7 @@ def check_dropout(subject: Subject) -> None:
     losses, params = {}, subject.init(subject.stack(DEPTH, scan_layers=False))
     for scan_layers in (False, True):
         config = subject.stack(DEPTH, scan_layers=scan_layers, dropout=0.3)
-        hidden = compiled(lambda params, key, config=config: forward(config, params, tokens, dropout_key=key)[0])
+        hidden = compiled(lambda params, key, config=config: model_forward(config, params, tokens, dropout_key=key)[0])
         losses[scan_layers] = [np.asarray(hidden(params, jax.random.key(seed))) for seed in (0, 1)]
     same(subject, "dropout under scan", losses[True], losses[False])
     assert not np.allclose(losses[False][0], losses[False][1]), f"{subject}: two dropout keys give the same"

@@ -13,8 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybrid.config import ModelConfig
-from hybrid.params import init
-from hybrid.sublayers import Context, Kind, kind_of
+from hybrid.model import encode, forward, init_state
+from hybrid.params import declarations, init, map_leaves
+from hybrid.sublayers import KINDS, Aux, Context, Kind, kind_of
+from hybrid.sublayers.branches import combine
 
 BATCH, LENGTH = 2, 13
 """Of the inputs. The length is odd, prime, and longer than any short convolution."""
@@ -40,14 +42,32 @@ def in_float64(check: F) -> F:
 
 def example(symbol: str, **fields: Any) -> ModelConfig:
     """A very small config of one sublayer; `fields` are those of ModelConfig."""
-    return ModelConfig(**{"pattern": symbol, "vocab_size": 19, "d_model": 8, "n_heads": 2, **fields})
+    encoder = {"encoder": "-"} if symbol in KINDS and KINDS[symbol].prepare else {}
+    return ModelConfig(**{"pattern": symbol, "vocab_size": 19, "d_model": 8, "n_heads": 2, **encoder, **fields})
+
+
+def model_forward(config: ModelConfig, params: Any, tokens: Any, **options: Any) -> tuple[Any, Aux]:
+    """hybrid.forward; where there is an encoder it reads the same tokens backwards."""
+    if config.encoder is None:
+        return forward(config, params, tokens, **options)
+    return forward(config, params, tokens[:, ::-1], decoder_tokens=tokens, **options)
+
+
+def model_state(config: ModelConfig, params: Any, tokens: Any, capacity: int) -> Any:
+    """hybrid.init_state for `capacity` tokens, with the memory that model_forward's encoder makes."""
+    if config.encoder is None:
+        return init_state(config, tokens.shape[0], capacity)
+    memory = encode(config, params, tokens[:, ::-1])
+    return init_state(config, tokens.shape[0], capacity, params=params, memory=memory)
 
 
 class Subject:
     """A kind as a config has it: the first symbol of the pattern that stands for the kind is looked at alone."""
 
     def __init__(self, kind: Kind | str, config: ModelConfig | None = None):
-        self.kind = kind_of(kind) if isinstance(kind, str) else kind
+        if isinstance(kind, str):
+            kind = combine(kind) if kind.startswith("[") else kind_of(kind)
+        self.kind = kind
         config = example(self.kind.symbol) if config is None else config
         standing = [s for s in config.sequence if config.sublayer(s)[0].group == self.kind.group]
         if not standing:
@@ -104,11 +124,40 @@ class Subject:
         return compiled(self._apply)
 
     def _apply(self, params: Any, x: Any, segment_ids: Any = None, padding: Any = None) -> Any:
-        return self.kind.apply(self.view, params, x, context(x, segment_ids, padding))[0]
+        return self.kind.apply(self.view, params, x, self.context(x, segment_ids, padding))[0]
+
+    def context(self, x: Any, segment_ids: Any = None, padding: Any = None) -> Context:
+        """For inputs x: with a memory if the kind reads one, and with what the layers of a model share."""
+        made = context(x, segment_ids, padding)
+        if self.kind.prepare is not None:
+            memory, valid = self.memory(x.shape[0])
+            made = dataclasses.replace(made, memory=memory.astype(x.dtype), memory_padding=valid)
+        return dataclasses.replace(made, shared=jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), self.shared))
+
+    def memory(self, batch: int) -> tuple[Any, Any]:
+        """A random memory for each row, and which of it is real: one position less in each row."""
+        length = min(LENGTH, self.limit)
+        draw = np.random.default_rng(4)
+        memory = jnp.asarray(draw.standard_normal((batch, length, self.config.d_model)))
+        return memory, jnp.arange(length)[None] < length - jnp.arange(batch)[:, None]
+
+    @functools.cached_property
+    def shared(self) -> Any:
+        """Random values (on the host) of what the layers of a model share."""
+        draw = np.random.default_rng(5)
+        declared = declarations(self.config).get("shared", {})
+        return map_leaves(lambda _, param: draw.standard_normal(param.shape), declared)
+
+    def fresh(self, batch: int, capacity: int) -> Any:
+        """A state before the first token; of a kind that reads a memory, the one that it prepares."""
+        if self.kind.prepare is not None:
+            return self.kind.prepare(self.view, self.params, *self.memory(batch))
+        assert self.kind.state is not None
+        return self.kind.state(self.view, batch, capacity)
 
     def _reference(self, params: Any, x: Any, segment_ids: Any = None, padding: Any = None) -> Any:
         assert self.kind.reference is not None, f"{self} has no naive reference"
-        return self.kind.reference(self.view, params, x, context(x, segment_ids, padding))
+        return self.kind.reference(self.view, params, x, self.context(x, segment_ids, padding))
 
     @functools.cached_property
     def reference(self) -> Callable[..., Any]:
@@ -136,13 +185,17 @@ class Subject:
 
     @functools.cached_property
     def extend(self) -> Callable[..., Any]:
-        """(params, x, state, start) -> y, state; compiled once for each number of tokens."""
+        """(params, x, state, start, padding=None) -> y, state; compiled once for each number of tokens."""
         kind_extend = self.kind.extend
         assert kind_extend is not None, f"{self} says that it is decodable and has no extend"
 
-        def run(params: Any, x: Any, state: Any, start: Any) -> Any:
-            positions = jnp.broadcast_to(start + jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
-            y, state, _ = kind_extend(self.view, params, x, state, Context(positions=positions))
+        def run(params: Any, x: Any, state: Any, start: Any, padding: Any = None) -> Any:
+            count = jnp.broadcast_to(jnp.arange(1, x.shape[1] + 1, dtype=jnp.int32), x.shape[:2])
+            if padding is not None:
+                count = jnp.cumsum(padding, axis=1, dtype=jnp.int32)
+            positions = jnp.maximum(start + count - 1, 0)
+            about = Context(positions=positions, padding=padding, shared=jax.tree.map(jnp.asarray, self.shared))
+            y, state, _ = kind_extend(self.view, params, x, state, about)
             return y, state
 
         return compiled(run)

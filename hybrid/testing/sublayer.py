@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybrid.accounting import state_bytes
-from hybrid.model import forward
 from hybrid.sublayers import Context
-from hybrid.testing.subject import BATCH, Subject, compiled, context, in_float64, same
+from hybrid.testing.subject import BATCH, Subject, compiled, in_float64, model_forward, same
 from hybrid.validation import ConfigError
 
 LENGTHS = (1, 2, 3, 17, 33)
@@ -105,7 +104,7 @@ def check_packing(subject: Subject) -> None:
     if subject.traits.packing == "refused":
         params, tokens = subject.init(subject.config), subject.tokens()
         try:
-            forward(subject.config, params, tokens, segment_ids=jnp.zeros_like(tokens))
+            model_forward(subject.config, params, tokens, segment_ids=jnp.zeros_like(tokens))
         except ConfigError as error:
             message = str(error)
         else:
@@ -158,7 +157,7 @@ def check_chunks(subject: Subject, cuts: Sequence[Sequence[int]] | None = None) 
     length = x.shape[1]
     whole = subject.apply(subject.params, x)
     capacity = min(length + 2, subject.limit)
-    fresh = subject.kind.state(subject.view, BATCH, capacity)
+    fresh = subject.fresh(BATCH, capacity)
     at_once, last = subject.extend(subject.params, x, fresh, 0)
     same(subject, "extend of the whole sequence is not apply", at_once, whole)
     if not subject.traits.chunk_exact:
@@ -181,7 +180,7 @@ def check_state(subject: Subject) -> None:
         return
     x = subject.inputs()
     capacity = x.shape[1]
-    fresh = subject.kind.state(subject.view, BATCH, capacity)
+    fresh = subject.fresh(BATCH, capacity)
     for leaf in jax.tree.leaves(fresh):
         assert leaf.shape[:1] == (BATCH,), f"{subject}: a leaf of the state has shape {leaf.shape}, without the batch"
     y, state = subject.extend(subject.params, x, fresh, 0)
@@ -191,8 +190,30 @@ def check_state(subject: Subject) -> None:
     taken = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     counted = state_bytes(subject.config, capacity, BATCH)
     assert taken == counted, f"{subject}: the state has {taken} bytes, the accounting says {counted}"
-    swapped, turned = subject.extend(subject.params, x[::-1], fresh, 0)
+    swapped, turned = subject.extend(subject.params, x[::-1], jax.tree.map(lambda leaf: leaf[::-1], fresh), 0)
     same(subject, "rows of a batch mix", (swapped, turned), jax.tree.map(lambda leaf: leaf[::-1], (y, state)))
+
+
+@in_float64
+def check_left_padding(subject: Subject) -> None:
+    """Rows with padding in front, in `extend`, give at the real tokens what they give without it, and so afterwards."""
+    if not (subject.traits.decodable and subject.kind.state and subject.traits.chunk_exact):
+        return
+    x = subject.inputs()
+    length = x.shape[1]
+    lead = min(3, length - 2)
+    if lead < 1:
+        return
+    cut, capacity = length - 1, min(length + 2, subject.limit)
+    real = jnp.stack([jnp.arange(cut) >= (lead if row else 0) for row in range(BATCH)])
+    y, state = subject.extend(subject.params, x[:, :cut], subject.fresh(BATCH, capacity), 0, real)
+    after = jnp.asarray([[cut - lead * bool(row)] for row in range(BATCH)], jnp.int32)
+    last, _ = subject.extend(subject.params, x[:, cut:], state, after)
+    y = jnp.concatenate([y, last], axis=1)
+    for row in range(BATCH):
+        first = lead if row else 0
+        alone, _ = subject.extend(subject.params, x[:, first:], subject.fresh(BATCH, capacity), 0)
+        same(subject, f"{first} padded positions in front", y[row, first:], alone[row])
 
 
 @in_float64
@@ -208,7 +229,7 @@ def check_initial(subject: Subject) -> None:
     x = big.inputs(4, 33)
 
     def loss(params: Any, x: Any) -> Any:
-        y = big.kind.apply(big.view, params, x, context(x))[0]
+        y = big.kind.apply(big.view, params, x, big.context(x))[0]
         return (y**2).sum() / 2, y
 
     (_, y), gradients = compiled(jax.value_and_grad(loss, has_aux=True))(made, x)
@@ -229,7 +250,7 @@ def check_precision(subject: Subject, bound: float = 0.02) -> None:
     x = jnp.asarray(subject.inputs(2, 33), jnp.float32)
 
     def run(view: Any, x: Any) -> Any:
-        return compiled(lambda params, x: subject.kind.apply(view, params, x, context(x))[0])(params, x)
+        return compiled(lambda params, x: subject.kind.apply(view, params, x, subject.context(x))[0])(params, x)
 
     exact, rounded = run(view, x), run(half_view, x.astype(jnp.bfloat16))
     assert rounded.dtype == jnp.bfloat16, f"{subject}: bfloat16 inputs give {rounded.dtype} outputs"
@@ -237,16 +258,22 @@ def check_precision(subject: Subject, bound: float = 0.02) -> None:
     assert drift < bound, f"{subject}: bfloat16 is {drift:.2g} away from float32"
     if not (subject.traits.decodable and subject.kind.state and subject.kind.extend and subject.traits.chunk_exact):
         return
-    kind_state, kind_extend = subject.kind.state, subject.kind.extend
+    kind, kind_extend = subject.kind, subject.kind.extend
+    shared = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), subject.shared)
 
     def steps(params: Any, x: Any) -> Any:
         def step(state: Any, t: Any) -> Any:
             positions = jnp.full((x.shape[0], 1), t, jnp.int32)
             token = jax.lax.dynamic_slice_in_dim(x, t, 1, axis=1)
-            y, state, _ = kind_extend(half_view, params, token, state, Context(positions=positions))
+            y, state, _ = kind_extend(half_view, params, token, state, Context(positions=positions, shared=shared))
             return state, y[:, 0]
 
-        state = kind_state(half_view, *x.shape[:2])
+        if kind.prepare is not None:
+            memory, valid = subject.memory(x.shape[0])
+            state = kind.prepare(half_view, params, memory.astype(x.dtype), valid)
+        else:
+            assert kind.state is not None
+            state = kind.state(half_view, *x.shape[:2])
         return jax.lax.scan(step, state, jnp.arange(x.shape[1]))[1].swapaxes(0, 1)
 
     drift = _distance(compiled(steps)(params, x.astype(jnp.bfloat16)), exact)
