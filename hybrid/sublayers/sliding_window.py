@@ -95,7 +95,9 @@ def extend(
         bias=score_bias(config, context, causal=True),
     )  # fmt: skip
     filled = state.filled + real.sum(1, dtype=jnp.int32)
-    return finish(params, x, mixed), SlidingWindowState(*after, filled=filled), Aux()
+    keys, values, positions, valid = after
+    state = SlidingWindowState(keys=keys, values=values, positions=positions, valid=valid, filled=filled)
+    return finish(params, x, mixed), state, Aux()
 
 
 def _write(ring: Any, new: Any, real: Any, filled: Any) -> Any:
