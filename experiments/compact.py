@@ -47,16 +47,22 @@ def _spaced(rows: list[int], points: int) -> Iterator[int]:
         yield rows[round(k * (len(rows) - 1) / max(wanted - 1, 1))]
 
 
+def _columns(frame: pl.DataFrame, kinds: dict[str, Any]) -> pl.DataFrame:
+    """The columns of `kinds`; scores that a table of before did not know are null."""
+    new = [pl.lit(None, kinds[name]).alias(name) for name in kinds if name.endswith("_per_base")]
+    return frame.with_columns(column for column in new if column.meta.output_name() not in frame.columns).select(*kinds)
+
+
 def read(folder: Path) -> Results:
     """What `write` wrote. Raises ConfigError where a file is missing or is no table of that kind."""
     problems: list[str] = []
     manifest = json_object(folder / "manifest.json", problems)
     facts: dict[str, Any] = manifest.pop("results", {})
     try:
-        runs = pl.read_csv(folder / "runs.csv", schema_overrides=RUNS)
-        runs = runs.select(*RUNS).with_columns(pl.col("placement").fill_null(""), pl.col("arm").fill_null(""))
+        runs = _columns(pl.read_csv(folder / "runs.csv", schema_overrides=RUNS), RUNS)
+        runs = runs.with_columns(pl.col("placement").fill_null(""), pl.col("arm").fill_null(""))
         kinds = AXES | dict.fromkeys(METRICS, pl.Float64)
-        curves = pl.read_csv(folder / "curves.csv", schema_overrides=kinds).select(*kinds)
+        curves = _columns(pl.read_csv(folder / "curves.csv", schema_overrides=kinds), kinds)
     except (OSError, pl.exceptions.PolarsError) as error:
         reason = str(error).splitlines()[0]
         text = f"{str(folder)!r} holds no readable runs.csv and curves.csv ({reason}); save the study there again"

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from experiments.data.config import DataConfig
+from experiments.data.objectives import OBJECTIVES
 from hybrid.accounting import parameters
 from hybrid.config import ModelConfig, as_plain
 from hybrid.placement import place
@@ -108,7 +109,9 @@ class StudyConfig(Checked):
     """The arm that the others are compared with; empty: the first."""
     tune: tuple[str, ...] = ("optimizer.learning_rate",)
     """Fields that are chosen for each arm on validation, not compared."""
-    score: Literal["bits_per_byte", "loss"] = "bits_per_byte"
+    score: Literal["bits_per_byte", "bits_per_base", "loss"] = "bits_per_byte"
+    """What arms are compared by: bits of next tokens (of DNA per base), or nats per scored token, which is all that
+    masked tokens and spans have."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,10 @@ class Trial(Checked):
             raise ConfigError("optimizer.warmup_steps", f"{self.optimizer.warmup_steps} is not allowed; {allowed}")
         self._check_batch()
         self._check_traits()
+        if self.study.score not in (self.data.bits, "loss"):
+            allowed = " or ".join(repr(name) for name in (self.data.bits, "loss") if name)
+            problem = f"{self.study.score!r} is not allowed; {self.data.objective} on {self.data.source!r}"
+            raise ConfigError("study.score", f"{problem} is scored by {allowed}")
 
     def _check_batch(self) -> None:
         batch, parts, mesh = self.data.batch_size, self.optimizer.accumulate, self.mesh
@@ -150,19 +157,25 @@ class Trial(Checked):
                 raise ConfigError(f"mesh.{axis}", f"{getattr(mesh, axis)} is not allowed; only 1 is built yet")
 
     def _check_traits(self) -> None:
-        longest = [(self.model.max_length, "model.max_length")]
-        for kind, view in self.model.kinds():
+        objective = OBJECTIVES[self.data.objective]
+        objective.fits(self.data, self.model)
+        self._check_stack(self.model, objective.targets(self.data))
+        if self.model.encoder_config is not None:
+            self._check_stack(self.model.encoder_config, self.data.seq_len)
+
+    def _check_stack(self, stack: ModelConfig, length: int) -> None:
+        """Whether a stack can read `length` positions, packed as the data are."""
+        longest = [(stack.max_length, "model.max_length")]
+        for kind, view in stack.kinds():
             traits = kind.traits(view)
             longest.append((traits.max_length, f"the longest sequence of {kind.group}"))
             if self.data.packing == "documents" and traits.packing == "refused":
                 raise ConfigError("data.packing", f"'documents' is not allowed; {kind.group} mixes packed documents")
-            if not traits.causal:
-                raise ConfigError(
-                    "model.pattern", f"{kind.symbol} ({kind.group}) sees later tokens; not for next tokens"
-                )
-        for length, name in longest:
-            if length is not None and length < self.data.seq_len:
-                raise ConfigError("data.seq_len", f"{self.data.seq_len} is not allowed; {name} is {length}")
+        for most, name in longest:
+            if most is not None and most < length:
+                at = f"{self.data.seq_len} is not allowed"
+                why = f"{name} is {most}" + (f", its targets have {length}" if length != self.data.seq_len else "")
+                raise ConfigError("data.seq_len", f"{at}; {why}")
 
 
 @dataclass(frozen=True)
@@ -288,10 +301,13 @@ def trial_plain(trial: Trial) -> dict[str, Any]:
 def identity(trial: Trial, fingerprint: str | None) -> dict[str, Any]:
     """All that can change the result: what a run's id is made of."""
     whole = trial_plain(trial)
-    used = {kind.group for kind, _ in trial.model.kinds()}
-    idle = {name for name, _ in trial.model.groups if name not in used}  # of kinds that the pattern does not have
+    used = {kind.group for kind, _ in trial.model.parts()}
+    idle = {name for name, _ in trial.model.groups if name not in used}  # of kinds that no stack has
     model = {name: value for name, value in whole["model"].items() if name not in idle}
     model["pattern"] = "".join(trial.model.sequence)
+    if trial.model.encoder_config is not None:
+        model["encoder"] = "".join(trial.model.encoder_config.sequence)
+    whole["data"] = {name: value for name, value in whole["data"].items() if name not in trial.data.idle}
     model.pop("scan_layers"), model.pop("remat")  # how it is compiled, not what it computes
     parts = {name: whole[name] for name in ("data", "optimizer", "train", "evaluate", "seed")}
     return {"model": model, **parts, "fingerprint": fingerprint}

@@ -65,7 +65,7 @@ def parse(argv: list[str]) -> Asked:
 
 
 def evaluate(run: RunFolder, split: str, sequences: int | None = None, data: Any = None) -> dict[str, Any]:
-    """{"run", "step", "split", "loss", "bits_per_byte", ...} of the newest checkpoint that verifies.
+    """{"run", "step", "split", "loss", "bits_per_byte" or "bits_per_base", ...} of the newest checkpoint that verifies.
 
     data: instead of what the run's config names. Raises ConfigError where there is no such checkpoint, or other data.
     """
@@ -102,9 +102,10 @@ def evaluate(run: RunFolder, split: str, sequences: int | None = None, data: Any
         nats, scored = nats + float(total), scored + int(number)
         size += amount(batch["labels"], data.token_bytes)[1]
     about = {"run": record["id"], "arm": record["arm"], "pattern": trial.model.pattern, "seed": trial.seed}
-    bits = nats / (math.log(2) * size) if size else None
-    scores = {"loss": nats / max(scored, 1), "bits_per_byte": bits, "tokens": scored}
-    return {**about, "step": found.step, "split": split, **scores}
+    scores: dict[str, Any] = {"loss": nats / max(scored, 1)}
+    if trial.data.bits:
+        scores[trial.data.bits] = nats / (math.log(2) * size) if size else None
+    return {**about, "step": found.step, "split": split, **scores, "tokens": scored}
 
 
 if __name__ == "__main__":

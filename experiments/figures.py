@@ -2,7 +2,7 @@
 
     figure, data = curves(results, x="flops")
 
-Scores are those of the study (bits per byte, or nats per token), lower is better; intervals are 95 % over seeds.
+Scores are those of the study (bits per byte or base, nats per token), lower is better; intervals are 95 % over seeds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SCORES = {"bits_per_byte": "bits per byte", "loss": "loss, nats per token"}
+SCORES = {"bits_per_byte": "bits per byte", "bits_per_base": "bits per base", "loss": "loss, nats per token"}
 AXES = {"tokens": "tokens", "flops": "training FLOPs"}
 
 

@@ -109,7 +109,7 @@ def _run(run: RunFolder, record: Mapping[str, Any], rows: Sequence[Mapping[str, 
     }
     if status == "done":
         for part in ("validation", "test"):
-            for name in ("loss", "bits_per_byte"):
+            for name in ("loss", "bits_per_byte", "bits_per_base"):
                 values[f"{part}_{name}"] = (result.get(part) or {}).get(name)
     return {name: _typed(values.get(name), kind) for name, kind in RUNS.items()}
 

@@ -42,14 +42,17 @@ class Recorder:
         scored, size = self.amount(labels)
         values = {f"train/{name}": float(value) for name, value in metrics.items() if name != "finite"}
         loss = values.pop("train/loss")
-        bits = loss * scored / (math.log(2) * size) if size else None
-        self._row(step, {"train/loss": loss, "train/bits_per_byte": bits, **values})
+        self._row(step, {"train/loss": loss, **self._bits("train", loss * scored, size), **values})
         self._speed(step, loss)
 
     def scores(self, step: int, split: str, nats: float, scored: int, size: int) -> None:
         """The row of an evaluation: nats over `scored` positions, whose labels have `size` bytes."""
-        bits = nats / (math.log(2) * size) if size else None
-        self._row(step, {f"{split}/loss": nats / max(scored, 1), f"{split}/bits_per_byte": bits})
+        self._row(step, {f"{split}/loss": nats / max(scored, 1), **self._bits(split, nats, size)})
+
+    def _bits(self, split: str, nats: float, size: int) -> dict[str, float | None]:
+        """Bits per byte or per base, where the objective codes the whole text (DataConfig.bits)."""
+        name = self.trial.data.bits
+        return {f"{split}/{name}": nats / (math.log(2) * size) if size else None} if name else {}
 
     def amount(self, labels: np.ndarray) -> tuple[int, int]:
         """(scored positions, bytes of their labels)."""
@@ -122,7 +125,8 @@ class Recorder:
     def _score(self, split: str) -> dict[str, float | None]:
         name = f"{split}/loss"
         row: Mapping[str, Any] = next((row for row in reversed(self.rows) if name in row), {})
-        return {"loss": row.get(name), "bits_per_byte": row.get(f"{split}/bits_per_byte")}
+        bits = self.trial.data.bits
+        return {"loss": row.get(name), **({bits: row.get(f"{split}/{bits}")} if bits else {})}
 
 
 def amount(labels: np.ndarray, token_bytes: np.ndarray) -> tuple[int, int]:

@@ -47,9 +47,11 @@ RUNS: dict[str, Any] = {
     "compile_seconds": pl.Float64,
     "tokens_per_second": pl.Float64,  # median of what was logged
     "validation_loss": pl.Float64,  # nats per token, at the end of a run that is done
-    "validation_bits_per_byte": pl.Float64,
+    "validation_bits_per_byte": pl.Float64,  # of text; null for DNA, masked tokens and spans
+    "validation_bits_per_base": pl.Float64,  # of DNA
     "test_loss": pl.Float64,
     "test_bits_per_byte": pl.Float64,
+    "test_bits_per_base": pl.Float64,
     "attempts": pl.Int64,  # starts, the first included
     "phase": pl.String,  # of the failure
     "error": pl.String,
@@ -61,7 +63,10 @@ AXES: dict[str, Any] = {"id": pl.String, "step": pl.Int64, "tokens": pl.Int64, "
 """Columns of `Results.curves` that say where on a run a row stands."""
 LABELS = ("arm", "stage", "seed", "setting", "learning_rate", "status")
 """Columns of `Results.curves` that come from the run. All others are metrics, "train/loss" as train_loss."""
-METRICS = ("train_loss", "train_bits_per_byte", "validation_loss", "validation_bits_per_byte")
+METRICS = (
+    "train_loss", "train_bits_per_byte", "train_bits_per_base",
+    "validation_loss", "validation_bits_per_byte", "validation_bits_per_base",
+)  # fmt: skip
 """The metrics that are always there, and all that the compact form keeps."""
 
 

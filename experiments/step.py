@@ -5,8 +5,9 @@
     state, metrics = program.train_step(state, batch, values)      # state is donated: use the new one
     nats, scored = program.eval_step(state.params, batch)
 
-A batch has tokens and labels (B, L), label -1 = not scored, and may have segment_ids (B, L), or label_positions (B, K)
-with labels (B, K). All arrays lie on the mesh of the trial.
+A batch has tokens and labels (B, L), label -1 = not scored, or labels (B, K) with label_positions (B, K). It may have
+segment_ids (B, L) and padding (B, L); that of a model with an encoder has decoder_tokens (B, T), to which labels then
+belong, and may have decoder_padding (B, T). All arrays lie on the mesh of the trial.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ class Program:
         return TrainState(params=params, optimizer=self.optimizer.init(params), step=step, finite=jnp.ones((), bool))
 
     def _evaluate(self, params: Tree, batch: Batch) -> tuple[Any, Any]:
-        hidden, _ = forward(self.model, params, batch["tokens"], segment_ids=batch.get("segment_ids"))
+        hidden, _ = forward(self.model, params, batch["tokens"], **_context(batch))
         nats, scored = token_losses(self.model, params, hidden, batch["labels"], batch.get("label_positions"))
         return nats.sum(), scored.sum()
 
@@ -161,9 +162,7 @@ class Program:
         total = jnp.maximum((batch["labels"] != IGNORED).sum(), 1)
 
         def objective(params: Tree, part: Batch, key: Any) -> tuple[Any, tuple[Any, Aux]]:
-            hidden, aux = forward(
-                self.model, params, part["tokens"], segment_ids=part.get("segment_ids"), dropout_key=key
-            )
+            hidden, aux = forward(self.model, params, part["tokens"], dropout_key=key, **_context(part))
             nats, _ = token_losses(self.model, params, hidden, part["labels"], part.get("label_positions"))
             loss = nats.sum() / total
             return loss + sum(aux.losses.values()) / parts, (loss, aux)
@@ -184,6 +183,14 @@ class Program:
         return loss, jax.tree.map(lambda x: x.mean(0), auxes), gradients
 
 
+CONTEXT = ("decoder_tokens", "segment_ids", "positions", "padding", "decoder_padding", "token_types")
+"""Arrays of a batch that `forward` takes by name."""
+
+
+def _context(batch: Batch) -> dict[str, Any]:
+    return {name: batch[name] for name in CONTEXT if name in batch}
+
+
 def _parts(batch: Batch, parts: int) -> Tree:
     """(B, ...) -> (parts, B / parts, ...), row i · parts + j in part j: no row leaves its device."""
     return {
@@ -193,16 +200,39 @@ def _parts(batch: Batch, parts: int) -> Tree:
 
 
 def _updated(config: ModelConfig, params: Tree, updates: Mapping[str, Any]) -> Tree:
-    """The parameters with what sublayers change themselves: the values of a name, in the order of the layers."""
-    if not updates:
+    """The parameters with what sublayers change themselves: the values of a name, in the order of the layers.
+
+    A name is a path below a sublayer ("1/bias" of a branch), behind "encoder/" where it is of the encoder's.
+    """
+    own = {name: values for name, values in updates.items() if not name.startswith(ENCODER)}
+    others = {name.removeprefix(ENCODER): values for name, values in updates.items() if name not in own}
+    if others and config.encoder_config is not None:
+        params = {**params, "encoder": _updated(config.encoder_config, params["encoder"], others)}
+    if not own:
         return params
     layers = {key: dict(value) for key, value in params["layers"].items()}
-    for name, values in updates.items():
-        keys = [key for key in layout(config) if name in layers[key]["sublayer"]]
+    for name, values in own.items():
+        path = name.split("/")
+        keys = [key for key in layout(config) if _at(layers[key]["sublayer"], path) is not None]
         for key, value in zip(keys, values, strict=True):
-            leaf = layers[key]["sublayer"][name]
-            layers[key]["sublayer"] = {**layers[key]["sublayer"], name: value.astype(leaf.dtype)}
+            layers[key]["sublayer"] = _with(layers[key]["sublayer"], path, value)
     return {**params, "layers": layers}
+
+
+ENCODER = "encoder/"
+
+
+def _at(tree: Tree, path: Sequence[str]) -> Any:
+    """The leaf at `path`, None where there is none."""
+    for name in path:
+        tree = tree.get(name) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def _with(tree: Tree, path: Sequence[str], value: Any) -> Tree:
+    """The tree with another leaf at `path`, of the old one's type."""
+    name, *rest = path
+    return {**tree, name: _with(tree[name], rest, value) if rest else value.astype(tree[name].dtype)}
 
 
 def _form(batch: Batch) -> tuple:

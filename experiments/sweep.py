@@ -155,7 +155,8 @@ def _drive_by_wandb(folder: Path, study: Study, runs: Sequence[Run]) -> None:
     there = (folder / NAME).read_text() if (folder / NAME).is_file() else ""
     if any(run_id not in there for run_id in ids):
         tracking = study.runs[0].trial.tracking
-        write_sweep_yaml(folder, ids, name=study.settings.name, project=tracking.project, entity=tracking.entity)
+        about = {"name": study.settings.name, "score": study.settings.score}
+        write_sweep_yaml(folder, ids, **about, project=tracking.project, entity=tracking.entity)
 
 
 def _count_done(folder: Path, runs: Sequence[Run]) -> int:

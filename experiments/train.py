@@ -165,8 +165,8 @@ def describe(result: Mapping[str, Any]) -> str:
 
 
 def _scores(scores: Mapping[str, Any]) -> str:
-    bits = scores.get("bits_per_byte")
-    return f"loss {scores['loss']:.4f}" + (f" ({bits:.4f} bits per byte)" if bits is not None else "")
+    bits = [f"{value:.4f} {name.replace('_', ' ')}" for name, value in scores.items() if name != "loss" and value]
+    return f"loss {scores['loss']:.4f}" + (f" ({bits[0]})" if bits else "")
 
 
 @contextlib.contextmanager

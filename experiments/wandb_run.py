@@ -110,7 +110,8 @@ def axes(run: Any) -> None:
         run.define_metric(axis, hidden=True)
     for part in ("train/*", "validation/*", "test/*"):
         run.define_metric(part, step_metric="tokens")
-    run.define_metric("validation/bits_per_byte", step_metric="tokens", summary="min")
+    for score in ("bits_per_byte", "bits_per_base", "loss"):
+        run.define_metric(f"validation/{score}", step_metric="tokens", summary="min")
 
 
 def by_step(rows: Iterable[Mapping[str, Any]]) -> list[Row]:

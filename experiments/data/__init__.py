@@ -1,4 +1,4 @@
-"""Real text: sources -> TFDS (array_record) -> tokens, once -> batches that are a function of (seed, step).
+"""Text and DNA: sources -> TFDS (array_record) -> tokens, once -> batches that are a function of (seed, step).
 
     prepare(config, print)                                    # once; any number of processes may call it
     data = load(config, seed=0, evaluation_sequences=64)
@@ -11,14 +11,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from experiments.data.objectives import OBJECTIVES, Batch
 from experiments.data.sources import SOURCES, find
-from experiments.data.stream import fingerprint, meta, prepare, vocab_size
-from experiments.data.text import Batch, Batches, Data, check_lengths, open_data
+from experiments.data.stream import fingerprint, meta, prepare
+from experiments.data.text import Batches, Data, check_lengths, open_data
+from experiments.data.vocabulary import Vocabulary, vocabulary
 
 if TYPE_CHECKING:
     from experiments.data.config import DataConfig
 
-__all__ = ["SOURCES", "Batch", "Batches", "Data", "check", "fingerprint", "load", "meta", "prepare", "vocab_size"]
+__all__ = [
+    "OBJECTIVES", "SOURCES", "Batch", "Batches", "Data", "Vocabulary", "check", "fingerprint", "load", "meta",
+    "prepare", "vocab_size", "vocabulary",
+]  # fmt: skip
 
 
 def check(config: DataConfig, evaluation_sequences: int = 1) -> None:
@@ -41,3 +46,8 @@ def load(config: DataConfig, *, seed: int, evaluation_sequences: int) -> Data:
     Raises ConfigError where the source is missing, or a split too short for `seq_len` or `evaluation_sequences`.
     """
     return open_data(prepare(config), config, seed, evaluation_sequences)
+
+
+def vocab_size(config: DataConfig) -> int:
+    """Ids that a model of `config` has: the tokenizer's and those of its objective."""
+    return vocabulary(config).size

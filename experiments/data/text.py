@@ -1,20 +1,24 @@
-"""Batches of next-token prediction from the flat streams: a pure function of (seed, step), through grain.
+"""Batches from the flat streams: a pure function of (seed, step), through grain.
 
-Letters: B sequences, L = seq_len tokens. Window w of a stream of N tokens is tokens[w·L : w·L + L + 1], so every token
-but the first is a label once; there are (N - 1) // L windows. An epoch visits all training windows in an order drawn
-from (seed, epoch); batches run over the ends of epochs.
+Window w of a stream of N tokens is tokens[w·stride : w·stride + width]. For next tokens, with L = seq_len, the stride
+is L and the width L + 1, so every token but the first is a label once and there are (N - 1) // L windows; other
+objectives have other widths (experiments/data/objectives.py). An epoch visits all training windows in an order drawn
+from (seed, epoch); batches run over the ends of epochs. What an objective draws depends on (seed, step, row) alone.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
+from experiments.data.bases import complement_tokens
+from experiments.data.chance import uniforms
+from experiments.data.objectives import IGNORED, OBJECTIVES, Batch, Rows
 from experiments.data.splits import SPLITS
+from experiments.data.vocabulary import Vocabulary, vocabulary
 from experiments.files import read_json
 from hybrid.lazy import np
 from hybrid.validation import ConfigError
@@ -23,9 +27,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from experiments.data.config import DataConfig
-
-Batch: TypeAlias = "dict[str, NDArray[np.int32]]"
-"""tokens (B, L), labels (B, L) with -1 = not scored, and for packed documents segment_ids (B, L), 1 and up."""
 
 HeldOut = Literal["validation", "test"]
 
@@ -39,11 +40,12 @@ class Data:
     evaluation_sequences: int
     fingerprint: str
     token_bytes: NDArray[np.int32]
-    """(vocab_size,) bytes of UTF-8 of each token, 0 for the separator.
+    """(vocab_size,) bytes of UTF-8 of each token, 0 for the separator and what the objective adds.
 
-    Bits per byte = sum of nats / (ln 2 · sum of token_bytes[labels]) over scored positions.
+    Bits per byte (of DNA per base) = sum of nats / (ln 2 · sum of token_bytes[labels]) over scored positions.
     """
     streams: dict[str, NDArray[np.uint16]]
+    ids: Vocabulary
     _orders: dict[int, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -53,11 +55,15 @@ class Data:
     @property
     def separator(self) -> int:
         """The token before each document."""
-        return self.vocab_size - 1
+        return self.ids.separator
 
     @property
     def steps_per_epoch(self) -> float:
-        return windows(len(self.streams["train"]), self.config.seq_len) / self.config.batch_size
+        return self._count("train") / self.config.batch_size
+
+    def _count(self, split: str) -> int:
+        """Windows of a split."""
+        return windows(len(self.streams[split]), self.config)
 
     def batch(self, step: int, shard: tuple[int, int] = (0, 1)) -> Batch:
         """The training batch of `step` = 0, 1, ...; with shard = (i, n), the i-th of n equal parts of its rows.
@@ -78,11 +84,12 @@ class Data:
 
         The last batch is filled up with rows that are not scored, so that all have one shape.
         """
-        stream, wanted, size = self.streams[split], self.evaluation_sequences, self.config.batch_size
-        chosen = np.arange(wanted) * windows(len(stream), self.config.seq_len) // wanted
+        wanted, size = self.evaluation_sequences, self.config.batch_size
         rows = -(-wanted // size) * size
-        whole = self._window(split, np.concatenate([chosen, np.zeros(rows - wanted, chosen.dtype)]))
-        whole["labels"][wanted:] = -1
+        chosen = np.zeros(rows, np.int64)
+        chosen[:wanted] = np.arange(wanted) * self._count(split) // wanted
+        whole = self._made(split, chosen, place=chosen, epoch=np.zeros_like(chosen), seed=0)
+        whole["labels"][wanted:] = IGNORED
         return [{name: array[at : at + size] for name, array in whole.items()} for at in range(0, rows, size)]
 
     def _parts(self, count: int) -> Any:
@@ -96,34 +103,22 @@ class Data:
 
         if self.config.batch_size % count:
             raise ConfigError("data.batch_size", f"{self.config.batch_size} is not allowed; must divide by {count}")
-        number = windows(len(self.streams["train"]), self.config.seq_len)
-        order = grain.MapDataset.range(number).seed(self.seed).shuffle().repeat()
-        return order.batch(self.config.batch_size // count).map(functools.partial(self._window, "train"))
+        order = grain.MapDataset.range(self._count("train")).seed(self.seed).shuffle().repeat()
+        return order.batch(self.config.batch_size // count).map_with_index(self._training)
 
-    def _window(self, split: str, index: NDArray[Any]) -> Batch:
-        length = self.config.seq_len
-        at = np.asarray(index, np.int64)[:, None] * length + np.arange(length + 1)
-        return PACKINGS[self.config.packing](self.streams[split][at].astype(np.int32), self.separator)
+    def _training(self, index: int, chosen: NDArray[Any]) -> Batch:
+        """The `index`-th part of all training rows: the windows `chosen`, read from the other strand where so drawn."""
+        place = np.int64(index) * len(chosen) + np.arange(len(chosen))
+        return self._made("train", chosen, place=place, epoch=place // self._count("train"), seed=self.seed)
 
-
-def packed_windows(tokens: NDArray[np.int32], separator: int) -> Batch:
-    """(B, L + 1) -> plain windows: a document sees what stood before it."""
-    return {"tokens": tokens[:, :-1].copy(), "labels": tokens[:, 1:].copy()}
-
-
-def packed_documents(tokens: NDArray[np.int32], separator: int) -> Batch:
-    """(B, L + 1) -> the same windows with documents numbered from 1; no label from one document into the next.
-
-    A separator opens its document and nothing else is one, so segments need no table of offsets.
-    """
-    opens = tokens == separator
-    opens[:, 0] = True
-    segments = np.cumsum(opens, axis=1, dtype=np.int32)
-    labels = np.where(opens[:, 1:], np.int32(-1), tokens[:, 1:])
-    return {"tokens": tokens[:, :-1].copy(), "labels": labels, "segment_ids": segments[:, :-1].copy()}
-
-
-PACKINGS = {"windows": packed_windows, "documents": packed_documents}
+    def _made(self, split: str, chosen: NDArray[Any], *, place: NDArray, epoch: NDArray, seed: int) -> Batch:
+        objective = OBJECTIVES[self.config.objective]
+        at = np.asarray(chosen, np.int64)[:, None] * objective.stride(self.config)
+        tokens = self.streams[split][at + np.arange(objective.width(self.config))].astype(np.int32)
+        if split == "train" and self.config.dna.reverse_complement == "half":
+            turned = uniforms(seed, "strand", place, 1) < 0.5
+            tokens = np.where(turned, complement_tokens(tokens), tokens)
+        return objective.make(self.config, self.ids, Rows(tokens, place, chosen, epoch, seed, split))
 
 
 class Batches:
@@ -166,19 +161,21 @@ class Batches:
         self.close()
 
 
-def windows(tokens: int, length: int) -> int:
-    """How many windows of `length` + 1 tokens a stream has, each beginning where the one before ends."""
-    return max(tokens - 1, 0) // length
+def windows(tokens: int, config: DataConfig) -> int:
+    """How many windows of `config` a stream of `tokens` has."""
+    objective = OBJECTIVES[config.objective]
+    stride, width = objective.stride(config), objective.width(config)
+    return max(tokens - (width - stride), 0) // stride
 
 
 def check_lengths(config: DataConfig, tokens: dict[str, int], evaluation_sequences: int) -> None:
     """Raises ConfigError where a split is too short for seq_len or for the number of evaluation sequences."""
     for split in SPLITS:
-        if windows(tokens[split], config.seq_len) < 1:
+        if windows(tokens[split], config) < 1:
             problem = f"the {split} split of {config.source!r} has only {tokens[split]} tokens"
             raise ConfigError("data.seq_len", f"{config.seq_len} is not allowed; {problem}")
     for split in SPLITS[1:]:
-        most = windows(tokens[split], config.seq_len)
+        most = windows(tokens[split], config)
         if most < evaluation_sequences:
             problem = f"{evaluation_sequences} is not allowed; the {split} split of {config.source!r} has {most}"
             raise ConfigError("evaluate.sequences", f"{problem} sequences of data.seq_len = {config.seq_len}")
@@ -197,4 +194,6 @@ def open_data(folder: Path, config: DataConfig, seed: int, evaluation_sequences:
         problem = f"the token files in {folder} are damaged ({error}); remove that folder, and they are made again"
         raise ConfigError("data.source", problem) from error
     check_lengths(config, tokens, evaluation_sequences)
-    return Data(config, seed, evaluation_sequences, about["fingerprint"], token_bytes, streams)
+    ids = vocabulary(config)
+    token_bytes = np.pad(token_bytes, (0, ids.size - len(token_bytes)))
+    return Data(config, seed, evaluation_sequences, about["fingerprint"], token_bytes, streams, ids)

@@ -1,7 +1,7 @@
-"""Text <-> tokens: bytes, or a byte-level BPE trained on the training split.
+"""Text <-> tokens: bytes, a byte-level BPE trained on the training split, or single nucleotides.
 
-Both have one token that no text gives: the separator, the last of the vocabulary, which stands before each document.
-So a document can hold any characters, and the bytes of the other tokens add up to the bytes of the text.
+All have a token that no text gives: the separator, which stands before each document (of bytes and BPE the last of the
+vocabulary). So a document can hold any characters, and the bytes of the other tokens add up to the bytes of the text.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from hybrid.lazy import np
+from hybrid.validation import ConfigError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,9 +30,10 @@ CHUNK = 256
 
 
 class Tokenizer(Protocol):
-    """vocab_size counts the separator, whose id is vocab_size - 1."""
+    """vocab_size counts the separator."""
 
     vocab_size: int
+    separator: int
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint16]]:
         """Tokens of each text, without separators."""
@@ -50,6 +52,7 @@ class Bytes:
     """Token i is the byte i."""
 
     vocab_size = BYTES_VOCABULARY
+    separator = BYTES_VOCABULARY - 1
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint16]]:
         return [np.frombuffer(text.encode(), np.uint8).astype(np.uint16) for text in texts]
@@ -73,7 +76,7 @@ class BytePair:
     """
 
     def __init__(self, library: Any, vocab_size: int):
-        self._library, self.vocab_size = library, vocab_size
+        self._library, self.vocab_size, self.separator = library, vocab_size, vocab_size - 1
         self._bytes = _byte_of_character()
 
     @classmethod
@@ -115,28 +118,82 @@ class BytePair:
         self._library.save(str(folder / FILE))
 
 
+class Bases:
+    """Single nucleotides, with the ids of HyenaDNA's published tokenizer: seven marks, then A C G T N.
+
+    A letter that is none of the five is refused (ConfigError): experiments.data.fasta turns the ambiguous ones into N.
+    """
+
+    names = ("[CLS]", "[SEP]", "[BOS]", "[MASK]", "[PAD]", "[RESERVED]", "[UNK]", "A", "C", "G", "T", "N")
+    vocab_size = len(names)
+    separator = names.index("[SEP]")
+    mask = names.index("[MASK]")
+    first = names.index("A")
+    """The ids of A, C, G, T are first, first + 1, ..."""
+    unscored = tuple(i for i, name in enumerate(names) if name not in ("A", "C", "G", "T"))
+
+    def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint16]]:
+        table = np.full(256, self.vocab_size, np.uint16)
+        for i, name in enumerate(self.names[self.first :]):
+            table[ord(name)] = self.first + i
+        found = []
+        for text in texts:
+            tokens = table[np.frombuffer(text.encode("latin-1", "replace"), np.uint8)]
+            if tokens.size and tokens.max() == self.vocab_size:
+                letter = text[int(tokens.argmax())]
+                raise ConfigError("data.tokenizer", f"'bases' cannot read {letter!r} (allowed: A, C, G, T, N)")
+            found.append(tokens)
+        return found
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        return "".join(self.names[token] for token in map(int, tokens) if self.first <= token < self.vocab_size)
+
+    def token_bytes(self) -> NDArray[np.int32]:
+        """1 for a base that is known, so that bits per byte are bits per base."""
+        return np.where(np.isin(np.arange(self.vocab_size), self.unscored), 0, 1).astype(np.int32)
+
+    def save(self, folder: Path) -> None:
+        pass
+
+
 @dataclass(frozen=True)
 class Kind:
     """A row of the table: how a tokenizer is made from training texts, how it is read back, which code made it."""
 
     vocab_size: Callable[[DataConfig], int]
+    separator: Callable[[DataConfig], int]
     train: Callable[[Iterable[str], int], Tokenizer]
     load: Callable[[Path, int], Tokenizer]
     version: Callable[[], str]
+    mask: int | None = None
+    """The token for masked language modelling, where the vocabulary has one."""
+    unscored: tuple[int, ...] = ()
+    """Tokens that are never predicted."""
 
 
 KINDS: dict[str, Kind] = {
     "bytes": Kind(
         vocab_size=lambda config: BYTES_VOCABULARY,
+        separator=lambda config: BYTES_VOCABULARY - 1,
         train=lambda texts, vocab_size: Bytes(),
         load=lambda folder, vocab_size: Bytes(),
         version=lambda: "1",
     ),
     "bpe": Kind(
         vocab_size=lambda config: config.vocab_size or 0,
+        separator=lambda config: (config.vocab_size or 0) - 1,
         train=BytePair.train,
         load=BytePair.load,
         version=lambda: "1+" + importlib.metadata.version("tokenizers"),
+    ),
+    "bases": Kind(
+        vocab_size=lambda config: Bases.vocab_size,
+        separator=lambda config: Bases.separator,
+        train=lambda texts, vocab_size: Bases(),
+        load=lambda folder, vocab_size: Bases(),
+        version=lambda: "1",
+        mask=Bases.mask,
+        unscored=Bases.unscored,
     ),
 }
 

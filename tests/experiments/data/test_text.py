@@ -15,7 +15,8 @@ from hypothesis.extra import numpy as arrays
 
 from experiments.data import Data, check, load, prepare
 from experiments.data.config import DataConfig
-from experiments.data.text import packed_documents, windows
+from experiments.data.objectives import packed_documents
+from experiments.data.text import windows
 from hybrid.validation import ConfigError
 
 
@@ -40,7 +41,7 @@ def test_labels_are_the_next_tokens_of_windows_of_the_stream(data: Data) -> None
 def test_an_epoch_reads_every_window_once_and_the_next_in_another_order(config) -> None:
     data = load(config(batch_size=1), seed=3, evaluation_sequences=1)
     count = int(data.steps_per_epoch)
-    assert count == windows(len(data.streams["train"]), 16)
+    assert count == windows(len(data.streams["train"]), data.config)
     epochs = [[bytes(data.batch(step)["tokens"]) for step in range(at, at + count)] for at in (0, count)]
     whole = data.streams["train"][: count * 16].astype(np.int32).reshape(count, 16)
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(bytes(row) for row in whole)
@@ -138,7 +139,7 @@ def test_evaluation_reads_fixed_windows_spread_over_the_split(split, config) -> 
     first, other = (load(config(), seed=seed, evaluation_sequences=6) for seed in (0, 1))
     batches = first.evaluation(split)
     stream = first.streams[split].astype(np.int32)
-    count = windows(len(stream), 16)
+    count = windows(len(stream), first.config)
     wanted = [stream[16 * (i * count // 6) :][:17] for i in range(6)]
     assert [batch["tokens"].shape for batch in batches] == [(4, 16), (4, 16)]
     tokens, labels = (np.concatenate([batch[name] for batch in batches]) for name in ("tokens", "labels"))
@@ -158,7 +159,7 @@ def test_bits_per_byte_of_a_uniform_model_are_those_of_its_tokens(config) -> Non
             labels = data.batch(step)["labels"]
             nats += math.log(data.vocab_size) * labels.size
             scored += data.token_bytes[labels].sum()
-        count = windows(len(data.streams["train"]), 10) * 10
+        count = windows(len(data.streams["train"]), data.config) * 10
         text = bytes_between(data, 1, count + 1)
         assert scored == text
         assert nats / (math.log(2) * scored) == pytest.approx(math.log2(data.vocab_size) * count / text)
