@@ -203,10 +203,12 @@ def _streams(
     from hybrid.ops.short_conv import causal_conv
     from hybrid.sharding import constrain
 
-    if context.padding is not None:
-        x = x * context.padding[..., None].astype(x.dtype)
+    # Padding is zero on both sides of the short convolution, so that what stands in front of a row leaves no trace.
+    real = None if context.padding is None else context.padding[..., None].astype(x.dtype)
     u = linear(x, params["in"], params["in_bias"])
+    u = u if real is None else u * real
     u, last = causal_conv(u, params["short"], params["short_bias"], initial=before)
+    u = u if real is None else u * real
     streams = jnp.split(u.swapaxes(1, 2), config.hyena.order + 1, axis=1)
     return [constrain(stream, "batch", "inner", None) for stream in streams], last
 
@@ -253,10 +255,11 @@ def reference(config: ModelConfig, params: Mapping[str, Any], x: Any, context: C
         return y + params["skip"][n] * v if "skip" in params else y
 
     real = jnp.ones((batch, length)) if context.padding is None else context.padding
-    projected = (x * real[..., None]) @ params["in"] + params["in_bias"]
+    projected = (x @ params["in"] + params["in_bias"]) * real[..., None]
     short = params["short_bias"]
     for back in range(group.short_conv):
         short = short + params["short"][group.short_conv - 1 - back] * delayed(projected, back)
+    short = short * real[..., None]
     streams = [short[..., n * d : (n + 1) * d] for n in range(group.order + 1)]
     v = streams[-1]
     if group.form == "code":
