@@ -61,6 +61,14 @@ def _dot(equation: Any) -> int:
     return 2 * equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contract)
 
 
+def _ragged_dot(equation: Any) -> int:
+    """Every row takes part in one group's product, if in any: rows d_in d_out multiply-adds, in all derivatives too."""
+    left, right, out = equation.invars[0].aval, equation.invars[1].aval, equation.outvars[0].aval
+    groups = equation.invars[2].aval.shape[-1]
+    # rows d_in, rows d_out, groups d_in d_out, in any order, with any axes of a batch: the root of their product
+    return 2 * math.isqrt(left.size * right.size * out.size // groups)
+
+
 def _convolution(equation: Any) -> int:
     numbers = equation.params["dimension_numbers"]
     kernel = equation.invars[1].aval
@@ -91,6 +99,7 @@ def _cond(equation: Any) -> int:
 
 COUNTERS: dict[str, Callable[[Any], int]] = {
     "dot_general": _dot,
+    "ragged_dot_general": _ragged_dot,
     "conv_general_dilated": _convolution,
     "fft": _fft,
     "scan": _scan,

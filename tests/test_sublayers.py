@@ -58,8 +58,40 @@ VARIANTS = {
     "M all options": (
         "M", {"mamba": {"inner_norm": True, "proj_bias": True, "d_conv": 3, "dt_rank": 2}}, ("masks", "chunks")
     ),
+    "M no convolution, dt and C constant": (
+        "M", {"mamba": {"conv": False, "selective": "B", "proj_bias": True, "inner_norm": True}}, ("masks", "chunks")
+    ),
+    "M B constant": ("M", {"mamba": {"selective": "dt,C", "scan": "associative"}}, ("masks", "left_padding")),
+    "M nothing selective": ("M", {"mamba": {"selective": "none", "scan": "sequential"}}, ("masks", "initial")),
+    "C projected, active": (
+        "C", {"short_conv": {"form": "projected", "activation": "silu", "width": 4}}, ("masks", "chunks", "reach")
+    ),
+    "C gated, active, one tap": (
+        "C", {"short_conv": {"width": 1, "bias": False, "activation": "silu"}}, ("masks", "chunks", "reach")
+    ),
+    "C plain": ("C", {"short_conv": {"form": "plain", "width": 2}}, ("masks", "left_padding", "initial")),
+    "L wide, erf, associative": (
+        "L", {"rglru": {"width": 12, "blocks": 3, "activation": "gelu", "d_conv": 2, "scan": "associative"}},
+        ("masks", "chunks"),
+    ),
+    "L chunked, one tap": ("L", {"rglru": {"blocks": 1, "d_conv": 1, "c": 2.0, "scan": "chunked"}}, ("masks",)),
     "M associative, no short convolution": (
         "M", {"mamba": {"scan": "associative", "d_conv": 1, "conv_bias": False, "expand": 3, "d_state": 1}}, ("masks",)
+    ),
+    "D chunks, groups, all biases, limits": (
+        "D",
+        {"mamba2": {
+            "n_groups": 2, "d_inner": 12, "head_dim": 3, "d_state": 5, "d_conv": 3, "chunk": 4, "proj_bias": True,
+            "out_bias": True, "dt_limit_min": 0.01, "dt_limit_max": 0.8, "norm": "before_gate", "norm_eps": 1e-3,
+        }},
+        ("masks", "chunks", "packing", "lengths"),
+    ),
+    "D sequential, no norm, no short convolution": (
+        "D", {"mamba2": {"form": "sequential", "norm": "none", "d_conv": 1, "conv_bias": False, "d_state": 1}},
+        ("masks", "chunks"),
+    ),
+    "D norm of the whole": (
+        "D", {"mamba2": {"n_groups": 2, "norm_groups": 1, "chunk": 5, "d_state": 3, "expand": 1}}, ("masks",)
     ),
     "H order 4": (
         "H", {"hyena": {"order": 4, "filter_length": 64, "decay_shift": 0.05, "short_conv": 1}}, ("masks", "chunks")
@@ -74,6 +106,19 @@ VARIANTS = {
         f"- {name}": ("-", {"d_ff": 5, "mlp": {"activation": name, "bias": True}}, ("masks",))
         for name in ("relu2", "gelu", "gelu_tanh", "silu", "swiglu", "geglu", "geglu_tanh")
     },
+    "E capacity, full": (
+        "E", {"d_ff": 5, "moe": {"dispatch": "capacity", "n_experts": 4, "capacity_factor": 0.7}},
+        ("masks", "chunks", "state", "packing"),
+    ),
+    "E jamba, a gated shared expert": (
+        "E", {"d_ff": 5, "moe": {"gate": "jamba", "activation": "relu2", "n_shared": 1, "shared_gate": "sigmoid",
+                                 "n_experts": 3}}, ("masks",)
+    ),
+    "E sigmoid with a bias, three of five, ragged": (
+        "E", {"moe": {"gate": "sigmoid", "gate_scale": 2.5, "bias_rate": 0.1, "n_experts": 5, "top_k": 3, "d_ff": 4,
+                      "n_shared": 2, "shared_d_ff": 3, "form": "ragged"}}, ("masks",)
+    ),
+    "E dense": ("E", {"d_ff": 5, "moe": {"dispatch": "dense", "top_k": 1, "activation": "gelu"}}, ("masks",)),
 }  # fmt: skip
 
 
