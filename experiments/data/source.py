@@ -49,6 +49,13 @@ class Package:
     """Patterns (fnmatch) of the members that are unpacked."""
     manager: Literal["pip", "apt"] = "pip"
 
+    def is_in(self, folder: Path) -> bool:
+        """Whether this very package is unpacked there (its folder is renamed into place whole)."""
+        try:
+            return json.loads((folder / "package.json").read_text())["sha256"] == self.sha256
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
 
 @dataclass(frozen=True)
 class Source:
@@ -106,11 +113,7 @@ class Fetched(Source):
         return self.package.sha256  # known beforehand, so prepared tokens are enough without the raw text
 
     def here(self, name: str) -> bool:
-        """Whether the pinned package is unpacked (its folder is renamed into place whole)."""
-        try:
-            return json.loads((places.raw(name) / "package.json").read_text())["sha256"] == self.package.sha256
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
+        return self.package.is_in(places.raw(name))
 
     def look(self, config: DataConfig) -> None:
         if not self.here(config.source):
