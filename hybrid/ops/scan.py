@@ -42,12 +42,13 @@ def selective_scan(
 ) -> tuple[jax.Array, jax.Array]:
     """Outputs (batch, length, d_inner) in the dtype of x, and the last state (batch, d_inner, d_state).
 
-    x, dt: (batch, length, d_inner), dt positive. A: (d_inner, d_state), negative. B, C: (batch, length, d_state).
-    D: (d_inner,), the skip. initial_state: (batch, d_inner, d_state), zeros if None. segment_ids: (batch, length);
-    the state entering position t is dropped where segment_ids[t] differs from segment_ids[t-1]. previous_segment:
-    (batch,), the segment of the position before this call, which decides the same at t = 0; without it the initial
-    state is always used. form: `associative`, `sequential`, `chunked`, or `auto`, which goes by platform. chunk:
-    positions per chunk (`sequential` has none); None chooses.
+    x, dt: (batch, length, d_inner), dt positive. A: (d_inner, d_state), negative. B, C: (batch, length, d_state), or
+    (d_inner, d_state) where they do not depend on the input. D: (d_inner,), the skip.
+    initial_state: (batch, d_inner, d_state), zeros if None. segment_ids: (batch, length); the state entering position t
+    is dropped where segment_ids[t] differs from segment_ids[t-1]. previous_segment: (batch,), the segment of the
+    position before this call, which decides the same at t = 0; without it the initial state is always used.
+    form: `associative`, `sequential`, `chunked`, or `auto`, which goes by platform. chunk: positions per chunk
+    (`sequential` has none); None chooses.
 
     States are at least float32, and so is the last state. Positions with dt = 0 leave the state as it was.
     """
@@ -62,6 +63,7 @@ def selective_scan(
         return x, initial_state.astype(dtype)
     keep = None if segment_ids is None else keep_mask(segment_ids, previous_segment).astype(dtype)
     state = initial_state.astype(dtype).swapaxes(1, 2)
+    B, C = (matrix.astype(dtype).T if matrix.ndim == 2 else matrix for matrix in (B, C))
     y, state = function(min(chunk or default_chunk, length), _Inputs(x, dt, A.astype(dtype).T, B, C, keep), state)
     if D is not None:
         y = y + spread(D.astype(dtype), x.shape) * x
@@ -80,8 +82,9 @@ def selective_scan_reference(
             before = previous_segment if t == 0 else segment_ids[:, t - 1]
             if before is not None:
                 h = jnp.where((before == segment_ids[:, t])[:, None, None], h, 0)
-        h = jnp.exp(dt[:, t, :, None] * A) * h + (dt[:, t] * x[:, t])[:, :, None] * B[:, t, None, :]
-        outputs.append(jnp.sum(C[:, t, None, :] * h, axis=-1))
+        b, c = (matrix if matrix.ndim == 2 else matrix[:, t, None, :] for matrix in (B, C))
+        h = jnp.exp(dt[:, t, :, None] * A) * h + (dt[:, t] * x[:, t])[:, :, None] * b
+        outputs.append(jnp.sum(c * h, axis=-1))
     y = jnp.stack(outputs, axis=1)
     return (y if D is None else y + D * x), h
 
@@ -98,8 +101,8 @@ class _Inputs(NamedTuple):
     x: jax.Array  # (batch, length, d_inner)
     dt: jax.Array  # (batch, length, d_inner)
     A: jax.Array  # (d_state, d_inner)
-    B: jax.Array  # (batch, length, d_state)
-    C: jax.Array  # (batch, length, d_state)
+    B: jax.Array  # (batch, length, d_state), or a constant (d_state, d_inner)
+    C: jax.Array  # (batch, length, d_state), or a constant (d_state, d_inner)
     keep: jax.Array | None  # (batch, length) 0 or 1; None: one document
 
 
@@ -116,9 +119,21 @@ def _decay(dt: jax.Array, A: jax.Array, keep: jax.Array | None) -> jax.Array:
     return decay if keep is None else decay * keep[..., None, None]
 
 
-def _drive(x: jax.Array, dt: jax.Array, B: jax.Array) -> jax.Array:
+def _constant(matrix: jax.Array) -> bool:
+    """Whether an entry B or C of _Inputs does not depend on the position."""
+    return matrix.ndim == 2
+
+
+def _drive(x: jax.Array, dt: jax.Array, B: jax.Array, constant: bool) -> jax.Array:
     """dt B x: (..., d_state, d_inner)."""
-    return (dt * x)[..., None, :] * B[..., :, None]
+    return (dt * x)[..., None, :] * (B if constant else B[..., :, None])
+
+
+def _read(h: jax.Array, C: jax.Array, constant: bool) -> jax.Array:
+    """C . h, over the states: (..., d_state, d_inner) -> (..., d_inner). A dot, not a reduction."""
+    if constant:
+        return jnp.einsum("...nd,n->...d", h * C, jnp.ones(h.shape[-2], h.dtype))
+    return jnp.einsum("...nd,...n->...d", h, C)
 
 
 def _associative(chunk: int, inputs: _Inputs, state: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -138,18 +153,23 @@ def _associative(chunk: int, inputs: _Inputs, state: jax.Array) -> tuple[jax.Arr
 
     @jax.checkpoint
     def body(h, part):
-        x, dt, B, C, keep = part
-        x, dt, B, C = (array.astype(dtype) for array in (x, dt, B, C))
-        decay, drive = _decay(dt, A, keep), _drive(x, dt, B)
+        x, dt, keep, B, C = part
+        x, dt, B, C = (array.astype(dtype) for array in (x, dt, _either(B, inputs.B), _either(C, inputs.C)))
+        decay, drive = _decay(dt, A, keep), _drive(x, dt, B, _constant(inputs.B))
         drive = drive.at[:, 0].add(decay[:, 0] * h)
         _, states = lax.associative_scan(combine, (decay, drive), axis=1)
-        return states[:, -1], jnp.einsum("btnd,btn->btd", states, C)
+        return states[:, -1], _read(states, C, _constant(inputs.C))
 
     # Padded positions leave the state as it was: dt = 0 and keep = 1.
     keep = None if inputs.keep is None else cut(inputs.keep, fill=1)
-    state, y = lax.scan(body, state, (*map(cut, (inputs.x, inputs.dt, inputs.B, inputs.C)), keep))
+    varying = (None if _constant(matrix) else cut(matrix) for matrix in (inputs.B, inputs.C))
+    state, y = lax.scan(body, state, (cut(inputs.x), cut(inputs.dt), keep, *varying))
     y = y.swapaxes(0, 1).reshape(inputs.x.shape[0], chunks * chunk, -1)
     return y[:, :length], state
+
+
+def _either(varying: jax.Array | None, constant: jax.Array) -> jax.Array:
+    return constant if varying is None else varying
 
 
 def _sequential(chunk: int, inputs: _Inputs, state: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -157,12 +177,13 @@ def _sequential(chunk: int, inputs: _Inputs, state: jax.Array) -> tuple[jax.Arra
     A, dtype = inputs.A, state.dtype
 
     def body(h, part):
-        x, dt, B, C, keep = part
-        x, dt, B, C = (array.astype(dtype) for array in (x, dt, B, C))
-        h = _decay(dt, A, keep) * h + _drive(x, dt, B)
-        return h, jnp.einsum("bnd,bn->bd", h, C)
+        x, dt, keep, B, C = part
+        x, dt, B, C = (array.astype(dtype) for array in (x, dt, _either(B, inputs.B), _either(C, inputs.C)))
+        h = _decay(dt, A, keep) * h + _drive(x, dt, B, _constant(inputs.B))
+        return h, _read(h, C, _constant(inputs.C))
 
-    over_time = (inputs.x, inputs.dt, inputs.B, inputs.C, inputs.keep)
+    varying = (None if _constant(matrix) else matrix for matrix in (inputs.B, inputs.C))
+    over_time = (inputs.x, inputs.dt, inputs.keep, *varying)
     state, y = lax.scan(body, state, jax.tree.map(lambda array: array.swapaxes(0, 1), over_time))
     return y.swapaxes(0, 1), state
 
@@ -178,8 +199,8 @@ class _Position(NamedTuple):
 
     x: jax.Array  # (batch, d_inner)
     dt: jax.Array  # (batch, d_inner)
-    B: jax.Array  # (batch, d_state)
-    C: jax.Array  # (batch, d_state)
+    B: jax.Array  # (batch, d_state), or (d_state, d_inner)
+    C: jax.Array  # (batch, d_state), or (d_state, d_inner)
     keep: jax.Array | None  # (batch,)
 
 
@@ -192,12 +213,13 @@ def _put(array: jax.Array, value: jax.Array, t: jax.Array | int, axis: int = 1) 
 
 
 def _position(inputs: _Inputs, t: jax.Array, dtype: jnp.dtype) -> _Position:
-    x, dt, B, C = (_at(array, t).astype(dtype) for array in (inputs.x, inputs.dt, inputs.B, inputs.C))
+    x, dt = (_at(array, t).astype(dtype) for array in (inputs.x, inputs.dt))
+    B, C = (matrix if _constant(matrix) else _at(matrix, t).astype(dtype) for matrix in (inputs.B, inputs.C))
     return _Position(x, dt, B, C, None if inputs.keep is None else _at(inputs.keep, t))
 
 
-def _advance(h: jax.Array, A: jax.Array, p: _Position) -> jax.Array:
-    return _decay(p.dt, A, p.keep) * h + _drive(p.x, p.dt, p.B)
+def _advance(h: jax.Array, inputs: _Inputs, p: _Position) -> jax.Array:
+    return _decay(p.dt, inputs.A, p.keep) * h + _drive(p.x, p.dt, p.B, _constant(inputs.B))
 
 
 def _forward_loop(chunk: int, inputs: _Inputs, state: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -208,8 +230,8 @@ def _forward_loop(chunk: int, inputs: _Inputs, state: jax.Array) -> tuple[jax.Ar
     def position(t, carry):
         h, y = carry
         p = _position(inputs, t, dtype)
-        h = _advance(h, inputs.A, p)
-        return h, _put(y, jnp.einsum("bnd,bn->bd", h, p.C), t)
+        h = _advance(h, inputs, p)
+        return h, _put(y, _read(h, p.C, _constant(inputs.C)), t)
 
     def one_chunk(i, carry):
         h, y, entering = carry
@@ -245,38 +267,47 @@ def _chunked_backward(chunk, saved, cotangents):
         steps = jnp.minimum(chunk, length - start)
 
         def refill(j, states):  # states[j] enters position start + j
-            h = _advance(lax.dynamic_index_in_dim(states, j, 0, keepdims=False), A, _position(inputs, start + j, dtype))
-            return _put(states, h, j + 1, axis=0)
+            h = lax.dynamic_index_in_dim(states, j, 0, keepdims=False)
+            return _put(states, _advance(h, inputs, _position(inputs, start + j, dtype)), j + 1, axis=0)
 
         def position(k, carry):
-            g, dA, grads = carry  # g: cotangent of the state that leaves the position
+            g, dA, (dx, ddts, dB, dC) = carry  # g: cotangent of the state that leaves the position
             j = steps - 1 - k
             t = start + j
             p, dy_t = _position(inputs, t, dtype), _at(dy, t).astype(dtype)
             before = lax.dynamic_index_in_dim(states, j, 0, keepdims=False)
             after = lax.dynamic_index_in_dim(states, j + 1, 0, keepdims=False)
-            g = g + p.C[:, :, None] * dy_t[:, None, :]
-            gB = jnp.einsum("bnd,bn->bd", g, p.B)
-            dB = jnp.einsum("bnd,bd->bn", g, p.dt * p.x)
-            dC = jnp.einsum("bnd,bd->bn", after, dy_t)
+            g = g + (p.C if fixed_C else p.C[:, :, None]) * dy_t[:, None, :]
+            gB = _read(g, p.B, fixed_B)
+            dB = _gathered(dB, g, p.dt * p.x, t, fixed_B)
+            dC = _gathered(dC, after, dy_t, t, fixed_C)
             g = g * _decay(p.dt, A, p.keep)
             q = g * before  # derivative of dt A
             ddt = p.x * gB + jnp.einsum("bnd,n->bd", q * A, ones)  # a dot over n; "bnd,nd" would be a reduction
             dA = dA + q * p.dt[:, None, :]
-            grads = tuple(_put(array, value, t) for array, value in zip(grads, (p.dt * gB, ddt, dB, dC), strict=True))
-            return g, dA, grads
+            return g, dA, (_put(dx, p.dt * gB, t), _put(ddts, ddt, t), dB, dC)
 
         g, dA, grads, states = carry
         states = lax.fori_loop(0, steps, refill, _put(states, entering[i], 0, axis=0))
         g, dA, grads = lax.fori_loop(0, steps, position, (g, dA, grads))
         return g, dA, grads, states
 
-    grads = tuple(jnp.zeros_like(array) for array in (inputs.x, inputs.dt, inputs.B, inputs.C))
+    fixed_B, fixed_C = _constant(inputs.B), _constant(inputs.C)
+    grads = tuple(
+        jnp.zeros_like(g) if _constant(array) else jnp.zeros_like(array)
+        for array in (inputs.x, inputs.dt, inputs.B, inputs.C)
+    )
     states = jnp.zeros((chunk + 1, *g.shape), dtype)
     ones = jnp.ones(A.shape[0], dtype)
     g, dA, (dx, ddt, dB, dC), _ = lax.fori_loop(0, chunks, one_chunk, (g, jnp.zeros_like(g), grads, states))
     keep = None if inputs.keep is None else jnp.zeros_like(inputs.keep)
+    dB, dC = (total.sum(0) if fixed else total for total, fixed in ((dB, fixed_B), (dC, fixed_C)))
     return _Inputs(dx, ddt, dA.sum(0), dB, dC, keep), g
+
+
+def _gathered(total: jax.Array, h: jax.Array, x: jax.Array, t: jax.Array, constant: bool) -> jax.Array:
+    """The gradient to B or C with h x of one position in it: added up for a constant, else written at t."""
+    return total + h * x[:, None, :] if constant else _put(total, jnp.einsum("bnd,bd->bn", h, x), t)
 
 
 _chunked.defvjp(_chunked_forward, _chunked_backward)

@@ -54,6 +54,16 @@ def test_form_equals_the_definition_in_value_and_gradient(x64, form, packed):
     close(got, value_and_gradient(selective_scan_reference, arrays, **options))
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("constant", ["B", "C", "BC"])
+def test_constant_input_and_output_matrices_equal_the_definition(x64, form, constant):
+    """(d_inner, d_state): of their own in each channel."""
+    draw = np.random.default_rng(3)
+    arrays = {**inputs(11), **{name: jnp.asarray(draw.normal(size=(3, 4))) for name in constant}}
+    got = value_and_gradient(selective_scan, arrays, segment_ids=segments(11), form=form, chunk=4)
+    close(got, value_and_gradient(selective_scan_reference, arrays, segment_ids=segments(11)))
+
+
 @settings(max_examples=4, deadline=None)
 @given(length=st.integers(1, 23), chunk=st.integers(1, 9), form=st.sampled_from(["chunked", "associative"]))
 @example(length=10, chunk=4, form="chunked")
