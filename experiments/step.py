@@ -148,7 +148,7 @@ class Program:
             "update_ratio": global_norm(updates) / global_norm(state.params),
             "learning_rate": learning_rate(self.trial.optimizer, values, state.step, self.trial.train.steps),
             "finite": finite,
-            **{f"aux/{name}": value.mean() for name, value in aux.metrics.items()},
+            **{f"aux/{name}": _over_all(name, value) for name, value in aux.metrics.items()},
         }
         return kept, metrics
 
@@ -180,7 +180,9 @@ class Program:
         nothing = jax.tree.map(jnp.zeros_like, precise(params))
         start = (jnp.zeros((), jax.tree.leaves(nothing)[0].dtype), nothing)
         (loss, gradients), auxes = jax.lax.scan(add, start, (_parts(batch, parts), jnp.arange(parts)))
-        return loss, jax.tree.map(lambda x: x.mean(0), auxes), gradients
+        whole = jax.tree.map(lambda x: x.mean(0), auxes)
+        metrics = {name: _over_all(name, value, axis=0) for name, value in auxes.metrics.items()}
+        return loss, dataclasses.replace(whole, metrics=metrics), gradients
 
 
 CONTEXT = ("decoder_tokens", "segment_ids", "positions", "padding", "decoder_padding", "token_types")
@@ -199,40 +201,42 @@ def _parts(batch: Batch, parts: int) -> Tree:
     }
 
 
+def _over_all(name: str, values: Any, axis: int | None = None) -> Any:
+    """A metric over layers, or over the parts of a batch: the greatest of those called worst_..., else the mean."""
+    return values.max(axis) if name.startswith("worst_") else values.mean(axis)
+
+
 def _updated(config: ModelConfig, params: Tree, updates: Mapping[str, Any]) -> Tree:
     """The parameters with what sublayers change themselves: the values of a name, in the order of the layers.
 
-    A name is a path below a sublayer ("1/bias" of a branch), behind "encoder/" where it is of the encoder's.
+    The name is that of the leaf in its sublayer; "1/bias" is of a branch, "encoder/bias" of the encoder's stack.
     """
-    own = {name: values for name, values in updates.items() if not name.startswith(ENCODER)}
-    others = {name.removeprefix(ENCODER): values for name, values in updates.items() if name not in own}
-    if others and config.encoder_config is not None:
-        params = {**params, "encoder": _updated(config.encoder_config, params["encoder"], others)}
-    if not own:
+    if not updates:
         return params
-    layers = {key: dict(value) for key, value in params["layers"].items()}
+    own = {name: values for name, values in updates.items() if not name.startswith("encoder/")}
+    layers = dict(params["layers"])
     for name, values in own.items():
         path = name.split("/")
-        keys = [key for key in layout(config) if _at(layers[key]["sublayer"], path) is not None]
+        keys = [key for key in layout(config) if _holds(layers[key]["sublayer"], path)]
         for key, value in zip(keys, values, strict=True):
-            layers[key]["sublayer"] = _with(layers[key]["sublayer"], path, value)
-    return {**params, "layers": layers}
+            layers[key] = _with(layers[key], ["sublayer", *path], value)
+    after = {**params, "layers": layers}
+    if len(own) < len(updates):
+        assert config.encoder_config is not None
+        inner = {name.removeprefix("encoder/"): values for name, values in updates.items() if name not in own}
+        after["encoder"] = _updated(config.encoder_config, params["encoder"], inner)
+    return after
 
 
-ENCODER = "encoder/"
-
-
-def _at(tree: Tree, path: Sequence[str]) -> Any:
-    """The leaf at `path`, None where there is none."""
-    for name in path:
-        tree = tree.get(name) if isinstance(tree, Mapping) else None
-    return tree
+def _holds(tree: Tree, path: Sequence[str]) -> bool:
+    return not path or (isinstance(tree, Mapping) and path[0] in tree and _holds(tree[path[0]], path[1:]))
 
 
 def _with(tree: Tree, path: Sequence[str], value: Any) -> Tree:
-    """The tree with another leaf at `path`, of the old one's type."""
-    name, *rest = path
-    return {**tree, name: _with(tree[name], rest, value) if rest else value.astype(tree[name].dtype)}
+    """A copy of nested dicts with another value at `path`, in the type that the leaf has."""
+    if not path:
+        return value.astype(tree.dtype)
+    return {**tree, path[0]: _with(tree[path[0]], path[1:], value)}
 
 
 def _form(batch: Batch) -> tuple:

@@ -88,6 +88,6 @@ class Aux:
     losses: Mapping[str, Any] = field(default_factory=dict)
     """Scalars that are added to the objective."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    """Scalars to watch."""
+    """Scalars to watch. A log has their mean over the layers, and the greatest of those called worst_..."""
     updates: Mapping[str, Any] = field(default_factory=dict)
     """New values of leaves that change without a gradient."""
