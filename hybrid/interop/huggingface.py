@@ -29,9 +29,9 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 
 FREE = frozenset(
     {
-        "pattern", "symbols", "groups", "dropout", "init_std", "residual_init", "compute_dtype", "param_dtype", "remat",
-        "scan_layers", "max_length", "form", "scan", "chunk", "chunk_size", "dt_min", "dt_max", "dt_init_floor",
-        "capacity_factor", "dispatch", "balance_weight", "z_weight",
+        "pattern", "encoder", "symbols", "groups", "dropout", "init_std", "residual_init", "compute_dtype",
+        "param_dtype", "remat", "scan_layers", "max_length", "form", "scan", "chunk", "chunk_size", "dt_min", "dt_max",
+        "dt_init_floor", "capacity_factor", "dispatch", "balance_weight", "z_weight",
     }
 )  # fmt: skip
 """Fields of training, of initial values and of forms of operators: a published config need not say them. (The pattern
@@ -250,30 +250,43 @@ def _says_all(config: ModelConfig, family: Family, said: Mapping[str, Any]) -> N
     """Reads `said` back: every field that makes the model what it is must return."""
     back = family.read(said)
     if shapes_of(back) != shapes_of(config):
-        raise ConfigError("pattern", f"{config.pattern!r} would come back from {said['model_type']} in other shapes")
-    pairs = [("", config, back)]
-    for i, ((kind, ours), (other, theirs)) in enumerate(zip(config.kinds(), back.kinds(), strict=True)):
-        if kind is not other:
-            raise ConfigError("pattern", f"sublayer {i}, {kind.group}, would come back as {other.group}")
-        pairs.append((f"{kind.group}.", getattr(ours, kind.group), getattr(theirs, kind.group)))
-        pairs.append(("", ours, theirs))
-    for group, ours, theirs in pairs:
-        for field in dataclasses.fields(ours):
-            here, there = _resolved(ours, field.name), _resolved(theirs, field.name)
-            if field.name not in FREE and here != there and None not in (here, there):
-                problem = f"{here!r} cannot be said in a {said['model_type']} model (it would be {there!r})"
-                raise ConfigError(f"{group}{field.name}", problem)
+        mine, yours = shapes_of(config), shapes_of(back)
+        first = next(path for path in sorted({*mine, *yours}) if mine.get(path) != yours.get(path))
+        problem = f"cannot be said in a {said['model_type']} model: {first} would have shape {yours.get(first)}"
+        raise ConfigError("pattern", f"{config.pattern!r} {problem}, not {mine.get(first)}")
+    models = [(config, back)]
+    if config.encoder_config is not None and back.encoder_config is not None:
+        models.append((config.encoder_config, back.encoder_config))
+    for here, there in models:
+        for i, ((kind, _), (other, _)) in enumerate(zip(here.kinds(), there.kinds(), strict=True)):
+            if (kind.symbol, kind.group) != (other.symbol, other.group):
+                raise ConfigError("pattern", f"sublayer {i}, {kind.group}, would come back as {other.group}")
+    for (kind, ours), (_, theirs) in zip(config.parts(), back.parts(), strict=True):
+        for group in (None, kind.group):
+            triples = zip(_fields(ours, group), _values(ours, group), _values(theirs, group), strict=True)
+            for name, value, other_value in triples:
+                if name not in FREE and value != other_value and None not in (value, other_value):
+                    field = name if group is None else f"{group}.{name}"
+                    problem = f"{value!r} cannot be said in a {said['model_type']} model (it would be {other_value!r})"
+                    raise ConfigError(field, problem)
 
 
-def _resolved(config: Any, field: str) -> Any:
-    """A field, or what stands for it where it is not given; None where it does not matter (no heads, say)."""
-    value = getattr(config, field)
-    if isinstance(config, ModelConfig) and value is None:
-        if field == "d_ff":
-            return config.width_ff
-        if field == "n_kv_heads":
-            return config.n_heads
-    return "none" if value is None and field not in ("n_heads", "head_dim", "n_kv_heads") else plain(value)
+def _fields(config: ModelConfig, group: str | None) -> list[str]:
+    return [field.name for field in dataclasses.fields(config if group is None else getattr(config, group))]
+
+
+def _values(config: ModelConfig, group: str | None) -> list[Any]:
+    """The fields of a sublayer's config, or of its group: what stands for those that are not given, "none" where
+    nothing does, and None where it does not matter (heads of a model without attention)."""
+    from hybrid.sublayers.heads import heads
+
+    owner = config if group is None else getattr(config, group)
+    stand_ins: dict[str, Any] = {"d_ff": config.width_ff, "n_heads": None, "n_kv_heads": None, "head_dim": None}
+    if config.n_heads is not None:
+        stand_ins |= dict(zip(("n_heads", "n_kv_heads", "head_dim"), heads(config), strict=True))
+        stand_ins["scale"] = stand_ins["head_dim"] ** -0.5
+    values = {name: getattr(owner, name) for name in _fields(config, group)}
+    return [stand_ins.get(name, "none") if value is None else plain(value) for name, value in values.items()]
 
 
 def _getter(params: Mapping[str, Any]) -> Any:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hybrid.lazy import np
@@ -119,6 +119,8 @@ class Rule:
     ours: tuple[Leaf, ...]
     axis: int = 0
     is_stacked: bool = False
+    stand_in: str | None = None
+    """Another tensor, of the same shape, that is read where theirs is missing (a head that was saved tied)."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,11 @@ def stacked(theirs: Sequence[str], ours: str | Sequence[str | Leaf], *steps: Ste
     names = [ours] if isinstance(ours, str) else ours
     leaves = tuple(leaf if isinstance(leaf, Leaf) else Leaf(leaf, steps) for leaf in names)
     return Rule(tuple(theirs), leaves, axis, is_stacked=True)
+
+
+def or_else(rules: Sequence[Entry], stand_in: str) -> list[Entry]:
+    """The same rules, reading `stand_in` where theirs is missing."""
+    return [replace(rule, stand_in=stand_in) if isinstance(rule, Rule) else rule for rule in rules]
 
 
 def tied(theirs: str, same_as: str) -> Tied:
@@ -254,7 +261,8 @@ class Table:
         twice = {entry.theirs: wanted[entry.same_as] for entry in self.entries if isinstance(entry, Tied)}
         patterns = [entry.pattern for entry in self.entries if isinstance(entry, Ignored)]
         known = {**wanted, **twice}
-        missing = [name for name in wanted if name not in found]
+        stand_ins = {name: rule.stand_in for rule in self.rules for name in rule.theirs if rule.stand_in}
+        missing = [name for name in wanted if name not in found and stand_ins.get(name) not in found]
         wrong = [
             f"{name} has shape {found[name]} where the config says {shape}"
             for name, shape in known.items()
@@ -271,7 +279,7 @@ class Table:
         for rule in self.rules:
             shapes = self.pieces(rule)
             for i, name in enumerate(rule.theirs):
-                pieces = [read(name)]
+                pieces = [read(name if rule.stand_in is None or has(name) else rule.stand_in)]
                 if len(shapes) > 1:
                     pieces = np.split(pieces[0], np.cumsum([shape[rule.axis] for shape in shapes[:-1]]), rule.axis)
                 for leaf, piece in zip(rule.ours, pieces, strict=True):

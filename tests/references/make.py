@@ -5,8 +5,9 @@
     python tests/references/make.py llama      # one, again
 
 A folder NAME holds config.json and model.safetensors as transformers saved them, with random weights, and
-expected.safetensors: tokens, padding (True at real tokens), logits of the whole batch, and the greedy continuation of
-its first row with the cache. tests/interop/test_references.py holds us to them without torch.
+expected.safetensors: tokens, padding (True at real tokens), logits of the whole batch (those of decoder_tokens, where a
+decoder reads an encoder), and the greedy continuation of its first row with the cache.
+tests/interop/test_references.py holds us to them without torch.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ LARGEST = 300_000
 """Bytes of a folder."""
 TINY = {**parity.TINY, "hidden_size": 24, "num_hidden_layers": 2, "bos_token_id": None, "eos_token_id": None}
 
+SEQ2SEQ = "AutoModelForSeq2SeqLM"
+T5 = {"vocab_size": 61, "d_model": 24, "d_ff": 40, "num_layers": 2, "num_heads": 4, "d_kv": 6, "eos_token_id": None}
+
 
 def row(name: str, kind: str = "AutoModelForCausalLM", **fields: Any) -> Callable[[], tuple[Any, str]]:
     """A configuration class of transformers with its fields, and the class of the model."""
@@ -47,7 +51,15 @@ def row(name: str, kind: str = "AutoModelForCausalLM", **fields: Any) -> Callabl
 ROWS: dict[str, Callable[[], tuple[Any, str]]] = {
     "gpt2": row("GPT2Config", vocab_size=61, n_embd=24, n_layer=2, n_head=4, n_positions=64),
     "llama": row("LlamaConfig", **TINY, num_key_value_heads=2, attention_bias=True),
-}
+    "mistral": row("MistralConfig", **TINY, num_key_value_heads=2, sliding_window=5),
+    "gemma3_text": row(
+        "Gemma3TextConfig", **TINY, num_key_value_heads=2, head_dim=8, sliding_window=5, sliding_window_pattern=2,
+        query_pre_attn_scalar=12, final_logit_softcapping=4.0,
+    ),
+    "bert": row("BertConfig", "BertForMaskedLM", **TINY, max_position_embeddings=32),
+    "t5": row("T5Config", SEQ2SEQ, **T5),
+    "t5_v1_1": row("T5Config", SEQ2SEQ, **T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+}  # fmt: skip
 
 
 def make(name: str) -> None:
@@ -57,10 +69,11 @@ def make(name: str) -> None:
     model = parity.fresh(config, kind=kind)
     tokens, padding = parity.padded(2, 13, "right", 0)
     expected = {"tokens": tokens.astype(np.int32), "padding": padding}
-    if kind in DECODER_INPUTS:
-        expected |= DECODER_INPUTS[kind](model, tokens, padding)
-    else:
-        expected["logits"] = parity.theirs(model, tokens, padding)
+    inputs = {}
+    if kind == SEQ2SEQ:
+        inputs["decoder_input_ids"] = tokens[::-1, :7].copy()
+        expected["decoder_tokens"] = inputs["decoder_input_ids"].astype(np.int32)
+    expected["logits"] = parity.theirs(model, tokens, padding, **inputs)
     if kind == "AutoModelForCausalLM":
         expected["continuation"] = parity.greedy(model, tokens[:1]).astype(np.int32)
     parity.save(model, folder)
@@ -70,8 +83,6 @@ def make(name: str) -> None:
     print(f"{name}: {size} bytes")
     assert size <= LARGEST, f"{name} takes {size} bytes; at most {LARGEST}"
 
-
-DECODER_INPUTS: dict[str, Callable[..., dict[str, np.ndarray]]] = {}
 
 if __name__ == "__main__":
     for wanted in sys.argv[1:] or [name for name in ROWS if not (HERE / name / "expected.safetensors").exists()]:
