@@ -64,6 +64,16 @@ class Mamba2Config(Checked):
     chunk: PositiveInt | None = None
     """Positions that are multiplied at once; None: by platform."""
 
+    def stand_ins(self, config: ModelConfig) -> dict[str, Any]:
+        """What the fields that are None mean in this model."""
+        size = sizes(config)
+        return {
+            "d_inner": size.d_inner,
+            "head_dim": size.head_dim,
+            "norm_groups": size.norm_groups,
+            "norm_eps": config.norm_eps,
+        }
+
     def check(self) -> None:
         for low, high in (("dt_min", "dt_max"), ("a_min", "a_max"), ("dt_limit_min", "dt_limit_max")):
             least, most = getattr(self, low), getattr(self, high)
@@ -166,7 +176,7 @@ def state(config: ModelConfig, batch: int, capacity: int) -> Mamba2State:
 
 
 def extend(config: ModelConfig, params: Mapping[str, Any], x: Any, state: Mamba2State, context: Context) -> tuple:
-    """x, y: (batch, new tokens, d_model). Padding stands before the tokens, in rows that have read nothing yet."""
+    """x, y: (batch, new tokens, d_model). Padding stands before the tokens of a row."""
     y, state = _mix(config, params, x, state, context)
     return y, state, Aux()
 
@@ -175,7 +185,7 @@ def _mix(
     config: ModelConfig, params: Mapping[str, Any], x: Any, state: Mamba2State | None, context: Context
 ) -> tuple[Any, Mamba2State]:
     from hybrid.ops.linear import linear
-    from hybrid.ops.short_conv import causal_conv
+    from hybrid.ops.short_conv import causal_conv, past_padding
     from hybrid.ops.ssd import ssd
 
     group, size = config.mamba2, sizes(config)
@@ -190,11 +200,12 @@ def _mix(
 
     mixed, last = {}, {}
     for name in STREAMS:
-        mixed[name], last[name] = causal_conv(
-            hide(project(name)), params[f"conv_{name}"], params.get(f"conv_{name}_bias"),
-            initial=None if state is None else state.conv[name], segment_ids=context.segment_ids,
-        )  # fmt: skip
-        mixed[name] = hide(jax.nn.silu(mixed[name]))
+        u, before = hide(project(name)), None if state is None else state.conv[name]
+        if before is not None and context.padding is not None:
+            before, u = past_padding(before, u, context.padding)
+        taps, bias = params[f"conv_{name}"], params.get(f"conv_{name}_bias")
+        u, last[name] = causal_conv(u, taps, bias, initial=before, segment_ids=context.segment_ids)
+        mixed[name] = hide(jax.nn.silu(u))
     precise = jnp.promote_types(x.dtype, jnp.float32)
     dt = jax.nn.softplus(project("dt").astype(precise) + params["dt_bias"].astype(precise))
     dt = hide(jnp.clip(dt, group.dt_limit_min, group.dt_limit_max))

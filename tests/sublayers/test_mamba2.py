@@ -124,6 +124,19 @@ def test_left_padding_is_as_if_the_tokens_were_not_there(x64, fields):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), state, wanted)
 
 
+def test_padding_in_front_of_later_tokens_leaves_no_trace(x64):
+    """A second call whose rows begin with padding: as if only the tokens had come."""
+    subject = Subject("D")
+    x, extend = subject.inputs(1), KINDS["D"].extend
+    positions = jnp.arange(x.shape[1])[None]
+    read = extend(subject.view, subject.params, x[:, :5], KINDS["D"].state(subject.view, 1, 16), Context(positions))[1]
+    real = jnp.asarray([[False, False, True, True]])
+    y, state = extend(subject.view, subject.params, x[:, 5:9], read, Context(positions[:, 5:9], padding=real))[:2]
+    alone, wanted = extend(subject.view, subject.params, x[:, 7:9], read, Context(positions[:, 5:7]))[:2]
+    np.testing.assert_allclose(y[:, 2:], alone, rtol=1e-9, atol=1e-12)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), state, wanted)
+
+
 def test_the_state_stays_precise_in_a_narrow_model():
     config = example("D", compute_dtype="bfloat16", mamba2={"n_groups": 2, "d_state": 8})
     shapes = jax.eval_shape(lambda: KINDS["D"].state(config, 1, 8))
