@@ -31,7 +31,7 @@ FREE = frozenset(
     {
         "pattern", "encoder", "symbols", "groups", "dropout", "init_std", "residual_init", "compute_dtype",
         "param_dtype", "remat", "scan_layers", "max_length", "form", "scan", "chunk", "chunk_size", "dt_min", "dt_max",
-        "dt_init_floor", "capacity_factor", "dispatch", "balance_weight", "z_weight",
+        "dt_floor", "a_min", "a_max", "capacity_factor", "dispatch", "balance_weight", "z_weight",
     }
 )  # fmt: skip
 """Fields of training, of initial values and of forms of operators: a published config need not say them. (The pattern
@@ -51,7 +51,12 @@ def from_huggingface(folder: str | os.PathLike[str], **changes: Any) -> tuple[Mo
     home = Path(folder)
     said = _read_json(home / CONFIG)
     family = family_of(said.get("model_type"), "config.json: model_type")
-    config = family.read(said)
+    try:
+        config = family.read(said)
+    except ConfigError:
+        raise
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # values of types that nobody writes
+        raise ConfigError("config.json", f"cannot be read as a {said['model_type']} model ({error})") from None
     if changes:
         config = dataclasses.replace(config, **changes)
     with Tensors(home, family.renames) as tensors:
@@ -285,7 +290,11 @@ def _values(config: ModelConfig, group: str | None) -> list[Any]:
     if config.n_heads is not None:
         stand_ins |= dict(zip(("n_heads", "n_kv_heads", "head_dim"), heads(config), strict=True))
         stand_ins["scale"] = stand_ins["head_dim"] ** -0.5
+    if hasattr(owner, "stand_ins"):  # a group that says itself what its open fields mean
+        stand_ins |= owner.stand_ins(config)
     values = {name: getattr(owner, name) for name in _fields(config, group)}
+    if group is None and config.n_heads is None and config.positions == "rope":
+        values["positions"] = "none"  # nothing is there to be turned
     return [stand_ins.get(name, "none") if value is None else plain(value) for name, value in values.items()]
 
 
