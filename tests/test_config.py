@@ -18,15 +18,17 @@ SMALL = {"pattern": "MA-H", "vocab_size": 11, "d_model": 8, "n_heads": 2}
 # field of the error <- what is given, and words of the message
 REFUSED = [
     ("patern", {"patern": "M"}, "did you mean 'pattern'"),
-    ("mamba2", {"mamba2": {}}, "did you mean 'mamba'"),
+    ("mamba3", {"mamba3": {}}, "did you mean 'mamba'"),
     ("pattern", {"pattern": ""}, "empty"),
     ("pattern", {"pattern": "M("}, "never closed"),
     ("pattern", {"pattern": "MF"}, "did you mean '-'"),
     ("pattern", {"pattern": 3}, "string"),
     ("pattern", {"pattern": ("M", "A")}, "string"),
-    ("pattern", {"pattern": "ME"}, "moe"),
-    ("pattern", {"pattern": "SA"}, "sliding_window"),
-    ("pattern", {"pattern": "[A|M]"}, "branches"),
+    ("encoder", {"pattern": "AX"}, "reads the output of an encoder"),
+    ("encoder", {"pattern": "A", "encoder": "B"}, "no X of 'A' reads its output"),
+    ("encoder", {"pattern": "AX", "encoder": "BQ"}, "unknown symbol 'Q'"),
+    ("relative_distance", {"positions": "t5", "relative_distance": 16}, "above half of relative_buckets"),
+    ("n_heads", {"pattern": "M", "n_heads": None, "positions": "alibi"}, "a number a head"),
     ("vocab_size", {"vocab_size": 0}, "at least 1"),
     ("vocab_size", {"vocab_size": "many"}, "an integer"),
     ("vocab_size", {"vocab_size": True}, "an integer"),
@@ -78,7 +80,6 @@ REFUSED = [
     ("symbols.w.d_sate", {"pattern": "w", "symbols": {"w": {"kind": "M", "d_sate": 4}}}, "did you mean 'd_state'"),
     ("symbols.w.d_state", {"pattern": "w", "symbols": {"w": {"kind": "M", "d_state": -4}}}, "at least 1"),
     ("symbols.w.n_kv_heads", {"pattern": "w", "symbols": {"w": {"kind": "A", "n_kv_heads": 0}}}, "at least 1"),
-    ("pattern", {"pattern": "w", "symbols": {"w": {"kind": "S"}}}, "sliding_window"),
     ("pattern", {"pattern": "w", "symbols": {"w": {"kind": "Z"}}}, "unknown symbol 'Z'"),
 ]
 

@@ -36,10 +36,8 @@ def params_of(config, seed=0):
     return jax.tree.map(lambda leaf: jnp.asarray(0.3 * draw.standard_normal(leaf.shape), leaf.dtype), shapes)
 
 
-def naive(config, params, tokens):
+def naive(config, params, tokens, decoder_tokens=None):
     """The model as a loop over its layers and their references."""
-    single = per_layer(params)
-    length, d = tokens.shape[1], config.d_model
 
     def norm(params, x):
         if config.norm == "layernorm":
@@ -47,23 +45,39 @@ def naive(config, params, tokens):
         x = x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_eps) * params["scale"]
         return x + params["bias"] if config.norm == "layernorm" else x
 
-    x = np.asarray(params["embedding"]["tokens"])[tokens] * config.embedding_scale
-    if config.positions == "learned":
-        x = x + params["embedding"]["positions"][:length]
-    if config.positions == "sinusoidal":
-        angles = np.arange(length)[:, None] / 10000.0 ** (np.arange(0, d, 2) / d)
-        x = x + np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(length, d)
-    context = hybrid.Context(positions=jnp.broadcast_to(jnp.arange(length), tokens.shape))
-    for i, (kind, view) in enumerate(config.kinds()):
-        layer = single["layers"][str(i)]
-        y = x if config.norm_position == "after" else norm(layer["norm"], x)
-        y = kind.reference(view, layer["sublayer"], y, context)
-        if config.norm_position == "both":
-            y = norm(layer["norm_after"], y)
-        x = norm(layer["norm"], x + y) if config.norm_position == "after" else x + y
-    x = norm(params["final_norm"], x)
-    head = params["embedding"]["tokens"].T if config.tie_embeddings else params["head"]["kernel"]
-    logits = x @ head
+    def stack(config, params, tokens, table, memory=None):
+        length, d = tokens.shape[1], config.d_model
+        x = np.asarray(table["tokens"])[tokens] * config.embedding_scale
+        if config.positions == "learned":
+            x = x + table["positions"][:length]
+        if config.positions == "sinusoidal":
+            angles = np.arange(length)[:, None] / 10000.0 ** (np.arange(0, d, 2) / d)
+            x = x + np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(length, d)
+        x = x + table["types"][0] if config.token_types else x
+        x = norm(table["norm"], x) if config.embedding_norm else x
+        index = jnp.broadcast_to(jnp.arange(length), tokens.shape)
+        context = hybrid.Context(positions=index, memory=memory, shared=params.get("shared", {}))
+        layers = per_layer({"layers": params["layers"]})["layers"]
+        for i, (kind, view) in enumerate(config.kinds()):
+            layer = layers[str(i)]
+            y = x if config.norm_position == "after" else norm(layer["norm"], x)
+            y = kind.reference(view, layer["sublayer"], y, context)
+            if config.norm_position == "both":
+                y = norm(layer["norm_after"], y)
+            x = norm(layer["norm"], x + y) if config.norm_position == "after" else x + y
+        return x if config.norm_position == "after" else norm(params["final_norm"], x)
+
+    if decoder_tokens is None:
+        x = stack(config, params, tokens, params["embedding"])
+    else:
+        memory = stack(config.encoder_config, params["encoder"], tokens, params["embedding"])
+        x = stack(config, params, decoder_tokens, params["embedding"], memory)
+    head = params.get("head", {})
+    if config.head == "transform":
+        x = x @ head["transform"] + head["transform_bias"]
+        x = norm(head["norm"], x * (1 + jax.scipy.special.erf(x / np.sqrt(2))) / 2)
+    logits = x @ (params["embedding"]["tokens"].T if config.tie_embeddings else head["kernel"]) * config.logit_scale
+    logits = logits + head["bias"] if config.head_bias else logits
     return logits if config.logit_softcap is None else config.logit_softcap * np.tanh(logits / config.logit_softcap)
 
 
@@ -75,6 +89,16 @@ MODELS = {
     "layer norm after": {"norm": "layernorm", "norm_position": "after"},
     "norms on both sides": {"norm_position": "both", "norm_eps": 1e-2},
     "other kinds": {"pattern": "MH", "norm": "layernorm"},
+    "encoder of masked words": {
+        "pattern": "B-", "norm": "layernorm", "norm_position": "after", "positions": "learned", "max_length": 20,
+        "token_types": 2, "embedding_norm": True, "head": "transform", "head_bias": True,
+    },
+    "branches, biases of distance": {"pattern": "[A|M]-", "positions": "alibi", "merge": "mean"},
+}  # fmt: skip
+ENCODER_DECODERS = {
+    "post-norm, sinusoids": {"norm": "layernorm", "norm_position": "after", "positions": "sinusoidal"},
+    "relative bias, scaled head": {"positions": "t5", "logit_scale": 0.35, "relative_buckets": 4},
+    "a Mamba that reads a memory": {"pattern": "MX", "encoder": "H-B", "positions": "none"},
 }
 
 
@@ -84,6 +108,87 @@ def test_a_model_is_the_loop_over_its_layers(name):
     params, tokens = params_of(config), tokens_of()
     logits = compiled(lambda params: hybrid.apply(config, params, tokens))(params)
     np.testing.assert_allclose(logits, naive(config, params, tokens), rtol=1e-9, atol=1e-11)
+
+
+def encoder_decoder(name):
+    config = ModelConfig(**{**SMALL, "pattern": "AX-", "encoder": "B-B-", **ENCODER_DECODERS[name]})
+    return config, params_of(config), tokens_of(length=7), tokens_of(length=9)[:, ::-1]
+
+
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
+def test_an_encoder_decoder_is_the_loop_over_both_stacks(name):
+    config, params, tokens, decoder_tokens = encoder_decoder(name)
+    run = compiled(lambda params: hybrid.apply(config, params, tokens, decoder_tokens=decoder_tokens))
+    np.testing.assert_allclose(run(params), naive(config, params, tokens, decoder_tokens), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
+def test_an_encoder_decoder_decodes_from_a_memory_made_once(name):
+    config, params, tokens, decoder_tokens = encoder_decoder(name)
+    padding = jnp.arange(7)[None] < jnp.array([[7], [4]])
+    options = {"decoder_tokens": decoder_tokens, "padding": padding}
+    whole = compiled(lambda params: hybrid.apply(config, params, tokens, **options))(params)
+    memory = hybrid.encode(config, params, tokens, padding=padding)
+    state, rows = hybrid.init_state(config, 2, 9, params=params, memory=memory, memory_padding=padding), []
+    for start, stop in ((0, 4), (4, 5), (5, 9)):
+        logits, state = hybrid.extend(config, params, decoder_tokens[:, start:stop], state)
+        rows.append(logits)
+    np.testing.assert_allclose(jnp.concatenate(rows, axis=1), whole, rtol=1e-8, atol=1e-10)
+    # The second row is as if its padding were not there.
+    alone = hybrid.apply(config, params, tokens[1:, :4], decoder_tokens=decoder_tokens[1:])
+    np.testing.assert_allclose(whole[1:], alone, rtol=1e-8, atol=1e-10)
+
+
+def test_both_stacks_may_be_scanned_and_have_their_own_dropout():
+    fields = {**SMALL, "pattern": "(AX-)2", "encoder": "(B-)2", "positions": "t5", "relative_buckets": 4}
+    unrolled, scanned = (ModelConfig(**fields, dropout=0.5, scan_layers=scan) for scan in (False, True))
+    params, tokens = params_of(unrolled), tokens_of()
+
+    def run(config):
+        def loss(params):
+            options = {"decoder_tokens": tokens, "dropout_key": jax.random.key(1)}
+            return (hybrid.apply(config, arrange(config, params), tokens[:, :5], **options) ** 2).mean()
+
+        return compiled(jax.value_and_grad(loss))(params)
+
+    (one, gradients), (other, same) = run(unrolled), run(scanned)
+    np.testing.assert_allclose(one, other, rtol=1e-10)
+    for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(same), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-11)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients["encoder"]))
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "message"),
+    [
+        ({"pattern": "AX", "encoder": "B"}, {}, "decoder_tokens: must be given"),
+        ({"pattern": "A"}, {"decoder_tokens": jnp.zeros((2, 3), int)}, "decoder_tokens: not allowed"),
+        (
+            {"pattern": "AX", "encoder": "B"},
+            {"decoder_tokens": jnp.zeros((2, 3), int), "segment_ids": jnp.zeros((2, 9), int)},
+            "cross_attention: mixes packed documents",
+        ),
+    ],
+)
+def test_inputs_that_do_not_fit_the_stacks_are_refused(fields, options, message):
+    config = ModelConfig(**SMALL, **fields)
+    with pytest.raises(ConfigError, match=message):
+        hybrid.apply(config, params_of(config), tokens_of(), **options)
+
+
+def test_prompts_of_several_lengths_go_through_in_one_batch():
+    """Padding in front of a row changes nothing, at once or token by token, whatever the way positions are told."""
+    for positions in ("rope", "learned", "alibi", "t5"):
+        config = ModelConfig(**SMALL, pattern="AM-H", positions=positions, max_length=12)
+        params, tokens = params_of(config), tokens_of()
+        padding = jnp.arange(9)[None] >= jnp.array([[0], [4]])
+        alone = hybrid.apply(config, params, tokens[1:, 4:])
+        whole = hybrid.apply(config, params, tokens, padding=padding)
+        np.testing.assert_allclose(whole[1:, 4:], alone, rtol=1e-8, atol=1e-10)
+        logits, state = hybrid.extend(config, params, tokens[:, :6], hybrid.init_state(config, 2, 12), padding[:, :6])
+        more, state = hybrid.extend(config, params, tokens[:, 6:], state)
+        np.testing.assert_allclose(jnp.concatenate([logits[1:, 4:], more[1:]], axis=1), alone, rtol=1e-8, atol=1e-10)
+        assert state.length.tolist() == [9, 5]
 
 
 def test_scanning_and_recomputing_change_nothing():
