@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from hybrid.config import ModelConfig
-from hybrid.decoding.sampling import check_sampling, sample
+from hybrid.decoding.limits import check_sampling
+from hybrid.decoding.sampling import sample
 from hybrid.layout import per_layer
 from hybrid.model import extend, init_state
 from hybrid.sublayers import ON_REPLACE

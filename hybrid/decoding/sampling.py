@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from hybrid.validation import ConfigError
-
 COLDEST = 1e-30
 """Temperatures below are taken as this one, at which only the likeliest tokens have a probability."""
-
-
-def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """ConfigError for values out of range."""
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise ConfigError("temperature", f"{temperature} is not allowed; must be a finite number at least 0")
-    if top_k is not None and top_k < 1:
-        raise ConfigError("top_k", f"{top_k} is not allowed; must be at least 1")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ConfigError("top_p", f"{top_p} is not allowed; must be above 0 and at most 1")
 
 
 def kept(logits: Float[Array, "B V"], top_k: int | None = None, top_p: float | None = None) -> Bool[Array, "B V"]:

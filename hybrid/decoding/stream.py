@@ -18,13 +18,11 @@ import numpy as np
 from jaxtyping import Int
 
 from hybrid.config import ModelConfig
-from hybrid.decoding.sampling import check_sampling, sample
+from hybrid.decoding.limits import check_sampling, longest, rooms
+from hybrid.decoding.sampling import sample
 from hybrid.layout import per_layer
 from hybrid.model import extend_hidden, init_state, logits
 from hybrid.validation import ConfigError
-
-SHORTEST = 16
-"""Shorter prompts are padded to this many tokens."""
 
 
 def stream(
@@ -55,37 +53,6 @@ def stream(
     key = jax.random.key(0) if key is None else key
     draw = partial(_draw, temperature=float(temperature), top_k=top_k, top_p=top_p)
     return _stream(config, params, np.asarray(tokens, np.int32), steps, size, capacity, key, draw)
-
-
-def longest(config: ModelConfig) -> int | None:
-    """The most tokens that the model can read and write together; None: any number. ConfigError: it cannot decode."""
-    if config.encoder is not None:
-        raise ConfigError("encoder", "a model with an encoder does not continue a prompt")
-    limits = [config.max_length] if config.positions == "learned" else []
-    for kind, view in config.kinds():
-        traits = kind.traits(view)
-        if kind.state is None or not traits.decodable:
-            raise ConfigError("pattern", f"{kind.symbol} ({kind.group}) cannot decode step by step")
-        limits.append(traits.max_length)
-    return min((limit for limit in limits if limit is not None), default=None)
-
-
-def rooms(length: int, steps: int, limit: int | None) -> tuple[int, int]:
-    """(tokens that a prompt is padded to, capacity of the state): powers of two where the limit leaves room."""
-    if limit is not None and length + steps > limit:
-        raise ConfigError(
-            "steps", f"{steps} is not allowed; the model takes {limit} tokens and the prompt has {length}"
-        )
-    size = max(SHORTEST, _power(length))
-    if limit is not None and size + steps > limit:
-        size = length
-    capacity = _power(size + steps)
-    return size, capacity if limit is None else min(capacity, limit)
-
-
-def _power(n: int) -> int:
-    """The least power of two that is not below n."""
-    return 1 << (n - 1).bit_length()
 
 
 def _stream(

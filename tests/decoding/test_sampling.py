@@ -11,7 +11,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from hybrid.decoding.sampling import check_sampling, kept, sample
+from hybrid.decoding.limits import check_sampling
+from hybrid.decoding.sampling import kept, sample
 from hybrid.validation import ConfigError
 
 LOGITS = jnp.log(jnp.array([[0.5, 0.25, 0.15, 0.07, 0.03]]))

@@ -9,7 +9,8 @@ import pytest
 
 from hybrid import ConfigError, ModelConfig, generate, init
 from hybrid.decoding import stream as streaming
-from hybrid.decoding.stream import rooms, stream
+from hybrid.decoding.limits import rooms
+from hybrid.decoding.stream import stream
 
 CONFIG = ModelConfig(pattern="AM-", vocab_size=23, d_model=8, n_heads=2, mamba={"d_state": 2}, init_std=0.7)
 
