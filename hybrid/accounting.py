@@ -52,7 +52,7 @@ def parameters(config: ModelConfig) -> Parameters:
 
 
 def layer_parameters(config: ModelConfig) -> list[int]:
-    """Parameters of each sublayer with its norms, in order."""
+    """Parameters of each sublayer of the pattern with its norms, in order."""
     layers = declarations_per_layer(config)["layers"]
     return [sum(param.size for _, param in leaves(layers[str(i)])) for i in range(config.n_layers)]
 
@@ -63,13 +63,15 @@ def count(config: ModelConfig, length: int, batch: int = 1) -> Counts:
 
 
 def flops(config: ModelConfig, length: int, batch: int = 1) -> Flops:
-    """Counted from the jaxprs of the loss and of its gradient (hybrid/flops.py).
+    """Counted from the jaxprs of the loss and of its gradient (hybrid/flops.py). An encoder reads `length` tokens too.
 
     The order of the sublayers does not change the sum and neither does the form of an operator that happens to be
     fastest here, so that a count means the same on every machine: sorted layers are traced once each, under scan.
     """
     changes: dict[str, Any] = {"pattern": "".join(sorted(config.sequence)), "scan_layers": True}
-    for kind, _ in config.kinds():
+    if config.encoder_config is not None:
+        changes["encoder"] = "".join(sorted(config.encoder_config.sequence))
+    for kind, _ in config.parts():
         changes[kind.group] = dataclasses.replace(getattr(config, kind.group), **kind.counted)
     return _flops(dataclasses.replace(config, **changes), length, batch)
 
@@ -82,7 +84,8 @@ def _flops(config: ModelConfig, length: int, batch: int) -> Flops:
     from hybrid.params import abstract
 
     def loss(params: Any, tokens: Any) -> Any:
-        hidden, _ = forward(config, params, tokens)
+        both = {} if config.encoder is None else {"decoder_tokens": tokens}
+        hidden, _ = forward(config, params, tokens, **both)
         nats, _ = token_losses(config, params, hidden, tokens)
         return jnp.mean(nats)
 
@@ -97,7 +100,8 @@ def layer_flops(config: ModelConfig, length: int, batch: int = 1) -> list[int]:
     """FLOPs of each sublayer's share of a train step, in order: what one more of its kind would add."""
     cost = {}
     for symbol in dict.fromkeys(config.sequence):
-        one, two = (dataclasses.replace(config, pattern=symbol * n) for n in (1, 2))
+        encoder = config.encoder if config.sublayer(symbol)[0].prepare else None  # its share is in both, and goes
+        one, two = (dataclasses.replace(config, pattern=symbol * n, encoder=encoder) for n in (1, 2))
         cost[symbol] = flops(two, length, batch).train - flops(one, length, batch).train
     return [cost[symbol] for symbol in config.sequence]
 
@@ -125,7 +129,7 @@ def cache_bytes(config: ModelConfig, tokens: int, itemsize: int = 2) -> int:
 
     2 * itemsize * attention layers * n_kv_heads * head_dim * tokens.
     """
-    from hybrid.sublayers.attention import heads
+    from hybrid.sublayers.heads import heads
 
-    views = [view for kind, view in config.kinds() if kind.group == "attention"]
+    views = [view for kind, view in config.parts() if kind.group == "attention"]
     return sum(2 * itemsize * heads(view)[1] * heads(view)[2] * tokens for view in views)

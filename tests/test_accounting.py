@@ -12,7 +12,16 @@ import pytest
 
 from hybrid import ModelConfig, accounting, init
 from hybrid import flops as counting
-from hybrid.accounting import cache_bytes, count, flops, layer_parameters, layer_state_bytes, parameters, state_bytes
+from hybrid.accounting import (
+    cache_bytes,
+    count,
+    flops,
+    layer_flops,
+    layer_parameters,
+    layer_state_bytes,
+    parameters,
+    state_bytes,
+)
 from hybrid.model import init_state
 from hybrid.sublayers import KINDS
 
@@ -245,3 +254,21 @@ def test_a_kind_registered_again_is_counted_again(monkeypatch):
     finally:
         hybrid.register(old)
     assert parameters(config).total == before
+
+
+def test_an_encoder_and_branches_are_counted():
+    fields = {"vocab_size": 13, "d_model": 8, "n_heads": 2, "positions": "none"}
+    whole = ModelConfig(pattern="AX-", encoder="B-", **fields)
+    decoder, encoder = ModelConfig(pattern="A-", **fields), ModelConfig(pattern="B-", **fields)
+    attention = 4 * 8 * 8 + 8
+    total = parameters(decoder).total + parameters(encoder).without_embeddings + attention
+    assert parameters(whole).total == total
+    # B sees all pairs and A all pairs (masked ones are computed too); X is one more attention.
+    shares = layer_flops(whole, 16)
+    assert 0 <= shares[1] - shares[0] <= 16 * 8  # and the gradient of the memory is added up
+    head = 3 * 2 * 16 * 8 * 13
+    assert flops(whole, 16).train > sum(shares) + head
+    assert state_bytes(whole, 16) == state_bytes(decoder, 16) + 2 * 16 * 8 * 4 + 16
+    side_by_side = ModelConfig(pattern="[A|M]", **fields)
+    assert parameters(side_by_side).total == parameters(ModelConfig(pattern="AM", **fields)).total - 8
+    assert state_bytes(side_by_side, 16) == state_bytes(ModelConfig(pattern="AM", **fields), 16)
