@@ -13,6 +13,8 @@ RUNTIME = [
     "importlib-resources>=6.4",  # tfds 4.9.10 imports it and does not declare it
     "ml-collections>=1.1",
     "tokenizers>=0.22",
+    "safetensors>=0.6",
+    "gguf>=0.17",
     "numpy>=2.1",
     "scipy>=1.15",
     "polars>=1.30",
@@ -35,6 +37,7 @@ EXTRAS = {
     ],
     "notebooks": ["ipykernel>=7", "jupytext>=1.18", "nbclient>=0.10"],
     "workspaces": ["wandb[workspaces]"],
+    "parity": ["torch>=2.9", "transformers>=5.20"],  # published implementations, for tests on fresh random weights
     "cuda12": ["jax[cuda12]"],
     "cuda13": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
