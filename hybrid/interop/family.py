@@ -33,13 +33,19 @@ class Family:
 
 
 def pick(json: Json, name: str, default: Any = ...) -> Any:
-    """A field; `default` where it is absent or null (the published class's own default: files may leave it out)."""
+    """A field; `default` where it is absent or null (the published class's own default: files may leave it out).
+
+    The value must be of the default's type.
+    """
     value = json.get(name)
-    if value is not None:
-        return value
-    if default is ...:
-        raise ConfigError(f"config.json: {name}", "must be given")
-    return default
+    if value is None:
+        if default is ...:
+            raise ConfigError(f"config.json: {name}", "must be given")
+        return default
+    wanted = (int, float) if type(default) is float else (type(default),)
+    if default is not ... and type(value) not in wanted:
+        raise ConfigError(f"config.json: {name}", f"{value!r} is not allowed; must be a value such as {default!r}")
+    return value
 
 
 def choose(json: Json, name: str, table: Mapping[Any, Any], default: Any = ...) -> Any:
@@ -112,10 +118,10 @@ def read_rope(json: Json, theta: float = 10000.0) -> dict[str, Any]:
 
     `theta` is the family's default.
     """
-    said = {**(json.get("rope_scaling") or {}), **(json.get("rope_parameters") or {})}
-    fields: dict[str, Any] = {"rope_theta": float(said.get("rope_theta", pick(json, "rope_theta", theta)))}
+    said = {**pick(json, "rope_scaling", {}), **pick(json, "rope_parameters", {})}
+    fields: dict[str, Any] = {"rope_theta": pick(said, "rope_theta", pick(json, "rope_theta", theta))}
     kind = said.get("rope_type", said.get("type", "default"))
-    if kind not in ROPE_FIELDS:
+    if not isinstance(kind, str) or kind not in ROPE_FIELDS:
         allowed = ", ".join(ROPE_FIELDS)
         raise ConfigError("config.json: rope_parameters", f"type {kind!r} is not read (read: {allowed})")
     if kind != "default":
@@ -124,10 +130,8 @@ def read_rope(json: Json, theta: float = 10000.0) -> dict[str, Any]:
         if theirs not in said:
             raise ConfigError(f"config.json: rope_parameters.{theirs}", f"must be given for type {kind!r}")
         fields[ours] = said[theirs]
-    fraction = said.get("partial_rotary_factor", json.get("partial_rotary_factor"))
-    if fraction is not None:
-        fields["rope_fraction"] = float(fraction)
-    return fields
+    fraction = pick(said, "partial_rotary_factor", pick(json, "partial_rotary_factor", 1.0))
+    return fields if fraction == 1.0 else {**fields, "rope_fraction": fraction}
 
 
 ROPE_FIELDS = {

@@ -30,8 +30,9 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 FREE = frozenset(
     {
         "pattern", "encoder", "symbols", "groups", "dropout", "init_std", "residual_init", "compute_dtype",
-        "param_dtype", "remat", "scan_layers", "max_length", "form", "scan", "chunk", "chunk_size", "dt_min", "dt_max",
-        "dt_floor", "a_min", "a_max", "capacity_factor", "dispatch", "balance_weight", "z_weight",
+        "param_dtype", "remat", "scan_layers", "max_length", "form", "scan", "chunk", "dispatch", "capacity_factor",
+        "balance_loss", "z_loss", "bias_rate", "dt_min", "dt_max", "dt_floor", "a_min", "a_max", "min_radius",
+        "max_radius",
     }
 )  # fmt: skip
 """Fields of training, of initial values and of forms of operators: a published config need not say them. (The pattern
@@ -270,7 +271,9 @@ def _says_all(config: ModelConfig, family: Family, said: Mapping[str, Any]) -> N
         for group in (None, kind.group):
             triples = zip(_fields(ours, group), _values(ours, group), _values(theirs, group), strict=True)
             for name, value, other_value in triples:
-                if name not in FREE and value != other_value and None not in (value, other_value):
+                if name in FREE or value is None or (group is None and other_value is None):
+                    continue
+                if value != other_value:
                     field = name if group is None else f"{group}.{name}"
                     problem = f"{value!r} cannot be said in a {said['model_type']} model (it would be {other_value!r})"
                     raise ConfigError(field, problem)
@@ -282,7 +285,8 @@ def _fields(config: ModelConfig, group: str | None) -> list[str]:
 
 def _values(config: ModelConfig, group: str | None) -> list[Any]:
     """The fields of a sublayer's config, or of its group: what stands for those that are not given, "none" where
-    nothing does, and None where it does not matter (heads of a model without attention)."""
+    nothing does, and None where it does not matter: heads of a model without attention, and what a kind derives from
+    the other fields where it is not given (the shapes are compared apart)."""
     from hybrid.sublayers.heads import heads
 
     owner = config if group is None else getattr(config, group)
@@ -295,7 +299,8 @@ def _values(config: ModelConfig, group: str | None) -> list[Any]:
     values = {name: getattr(owner, name) for name in _fields(config, group)}
     if group is None and config.n_heads is None and config.positions == "rope":
         values["positions"] = "none"  # nothing is there to be turned
-    return [stand_ins.get(name, "none") if value is None else plain(value) for name, value in values.items()]
+    derived = "none" if group is None else None
+    return [stand_ins.get(name, derived) if value is None else plain(value) for name, value in values.items()]
 
 
 def _getter(params: Mapping[str, Any]) -> Any:

@@ -53,7 +53,7 @@ def layer_types(json: Json) -> list[str]:
 
 
 def _rope(json: Json, kind: str) -> dict[str, Any]:
-    said = (json.get("rope_parameters") or {}).get(kind)
+    said = pick(json, "rope_parameters", {}).get(kind)
     theta = {"full_attention": 1_000_000.0, "sliding_attention": 10_000.0}[kind]
     if said is not None:
         return read_rope({"rope_parameters": said}, theta)
