@@ -74,6 +74,14 @@ VARIANTS = {
         "L", {"rglru": {"width": 12, "blocks": 3, "activation": "gelu", "d_conv": 2, "scan": "associative"}},
         ("masks", "chunks"),
     ),
+    "G grouped, signed": (
+        "G",
+        {"gated_delta": {"n_value_heads": 4, "value_dim": 3, "conv_bias": True, "d_conv": 2, "eigenvalues": "signed"}},
+        ("masks", "chunks"),
+    ),
+    "G small chunks, one key head": (
+        "G", {"gated_delta": {"n_key_heads": 1, "key_dim": 4, "chunk": 5, "d_conv": 1}}, ("masks", "lengths")
+    ),
     "L chunked, one tap": ("L", {"rglru": {"blocks": 1, "d_conv": 1, "c": 2.0, "scan": "chunked"}}, ("masks",)),
     "M associative, no short convolution": (
         "M", {"mamba": {"scan": "associative", "d_conv": 1, "conv_bias": False, "expand": 3, "d_state": 1}}, ("masks",)

@@ -97,7 +97,7 @@ def _a_log(key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     return jnp.broadcast_to(jnp.log(jnp.arange(1, shape[-1] + 1, dtype=dtype)), shape)
 
 
-def _dt_bias(low: float, high: float, floor: float) -> Any:
+def log_uniform_steps(low: float, high: float, floor: float) -> Any:
     """softplus(bias) is log-uniform between low and high, at least floor."""
 
     def make(key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
@@ -118,7 +118,7 @@ def spec(config: ModelConfig) -> dict[str, Any]:
         "in_x": Param((d_model, d_inner), ("embed", "inner"), fan_in_uniform(d_model)),
         "in_z": Param((d_model, d_inner), ("embed", "inner"), fan_in_uniform(d_model)),
         "dt_bias": Param(
-            (d_inner,), ("inner",), _dt_bias(group.dt_min, group.dt_max, group.dt_floor), False, "float32"
+            (d_inner,), ("inner",), log_uniform_steps(group.dt_min, group.dt_max, group.dt_floor), False, "float32"
         ),
         "A_log": Param((d_inner, n), ("inner", None), _a_log, decay=False, dtype="float32"),
         "D": Param((d_inner,), ("inner",), ones, decay=False, dtype="float32"),

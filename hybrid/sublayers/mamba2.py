@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hybrid.lazy import jax, jnp, struct
 from hybrid.params import Param, fan_in_uniform, ones, uniform, zeros
 from hybrid.sublayers.kind import Aux, Context, Kind, Traits
-from hybrid.sublayers.mamba import _dt_bias
+from hybrid.sublayers.mamba import log_uniform_steps
 from hybrid.validation import Checked, ConfigError, NaturalFloat, PositiveFloat, PositiveInt
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def spec(config: ModelConfig) -> dict[str, Any]:
             tree[f"conv_{name}"] = Param((group.d_conv, width), (None, axis), taps)
             if group.conv_bias:
                 tree[f"conv_{name}_bias"] = Param((width,), (axis,), taps, decay=False)
-    steps = _dt_bias(group.dt_min, group.dt_max, group.dt_floor)
+    steps = log_uniform_steps(group.dt_min, group.dt_max, group.dt_floor)
     per_head = {"dt_bias": steps, "A_log": _a_log(group.a_min, group.a_max), "D": ones}
     for name, init in per_head.items():
         tree[name] = Param((size.n_heads,), ("inner",), init, decay=False, dtype="float32")

@@ -31,7 +31,11 @@ def segments(length, batch=2, seed=0):
     return jnp.asarray(np.cumsum(g.random((batch, length)) < 0.3, axis=1) % 3)
 
 
-@partial(jax.jit, static_argnames=("function", "form", "chunk", "cut"))
+# Compiling is nearly all the time that these tests take.
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+@partial(jax.jit, compiler_options=QUICKLY, static_argnames=("function", "form", "chunk", "cut"))
 def value_and_gradient(function, arrays, **options):
     """States, last state and gradients to all inputs, of a loss that sees both."""
     out, pull = jax.vjp(lambda arrays: function(**arrays, **options), arrays)
