@@ -4,10 +4,13 @@
     apply(config, params, x, context)         -> y, Aux          a whole sequence, for training
     state(config, batch, capacity)            -> State           what decoding carries (a `struct`, batch on axis 0)
     extend(config, params, x, state, context) -> y, State, Aux   append any number of tokens
-    prepare(config, params, memory)           -> State           only kinds that read a memory
+    prepare(config, params, memory, padding)  -> State           only kinds that read a memory, in the place of `state`
 
 `config` is the ModelConfig as this sublayer sees it: with the overrides of its symbol already in place. x and y are
 (batch, length, d_model); the residual and the norm around a sublayer belong to the model, not to the kind.
+
+In `apply`, padding may stand anywhere and is not seen. In `extend`, it stands in front of a row (prompts of several
+lengths in one batch), and what comes after is as if it were not there.
 """
 
 from __future__ import annotations
@@ -56,6 +59,7 @@ class Kind:
     state: Callable[[ModelConfig, int, int], Any] | None = None
     extend: Callable[..., tuple[Any, Any, Aux]] | None = None
     prepare: Callable[..., Any] | None = None
+    """The state from a memory (batch, memory length, d_model) and its padding: what does not change while decoding."""
     check: Callable[[ModelConfig], None] = field(default=lambda config: None)
     """Conditions that span the kind's fields and the model's; raises ConfigError."""
     counted: Mapping[str, Any] = field(default_factory=dict)
@@ -78,7 +82,7 @@ class Context:
     dropout_key: Any = None
     """A random key, already folded with the global layer index; None in evaluation."""
     shared: Mapping[str, Any] = field(default_factory=dict)
-    """Parameters that several layers share."""
+    """Parameters that the layers of a stack share: "relative_bias" (buckets, n_heads) where positions are T5's."""
 
 
 @struct
