@@ -96,6 +96,10 @@ def sizes(config: ModelConfig) -> Sizes:
     return Sizes(key_heads, value_heads, key_dim, value_dim)
 
 
+def check(config: ModelConfig) -> None:
+    sizes(config)
+
+
 def _a_log(key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     """The logarithm of numbers uniform between 0.01 and 16."""
     return jnp.log(jax.random.uniform(key, shape, dtype, 0.01, 16.0))
@@ -259,6 +263,6 @@ KIND = Kind(
     reference=reference,
     state=state,
     extend=extend,
-    check=lambda config: sizes(config) and None,
+    check=check,
     counted={"form": "sequential"},
 )

@@ -69,6 +69,10 @@ def sizes(config: ModelConfig) -> tuple[int, int]:
     return width, blocks
 
 
+def check(config: ModelConfig) -> None:
+    sizes(config)
+
+
 def _rate(low: float, high: float) -> Any:
     """p with exp(-softplus(p)) = sqrt(u), u uniform between low^2 and high^2."""
 
@@ -238,6 +242,6 @@ KIND = Kind(
     reference=reference,
     state=state,
     extend=extend,
-    check=lambda config: sizes(config) and None,
+    check=check,
     counted={"scan": "sequential"},
 )

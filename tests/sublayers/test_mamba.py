@@ -9,6 +9,7 @@ import pytest
 
 from hybrid.ops.scan import FORMS, selective_scan
 from hybrid.testing import Subject, example
+from hybrid.validation import ConfigError
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -93,3 +94,54 @@ def test_sizes():
 
     assert sizes(example("M", d_model=100)) == (200, 7)  # ceil(100 / 16)
     assert sizes(example("M", d_model=768)) == (1536, 48)
+
+
+@pytest.mark.parametrize(
+    ("selective", "absent", "columns"),
+    [("dt,B,C", {"B", "C"}, 33), ("dt", {}, 1), ("B,C", {"B", "C", "dt_proj"}, 32), ("none", {"x_proj", "dt_proj"}, 0)],
+)
+def test_what_is_not_selective_is_a_constant_of_its_own(selective, absent, columns):
+    """d_model 8: one column for dt, 16 for each of B and C."""
+    leaves = Subject.init(example("M", mamba={"selective": selective}))["layers"]["0"]["sublayer"]
+    assert not set(absent) & set(leaves)
+    assert ("x_proj" in leaves) == (columns > 0)
+    assert columns == 0 or leaves["x_proj"].shape == (16, columns)
+    for name in ("B", "C"):
+        assert (name in leaves) == (name not in selective)
+        assert name not in leaves or leaves[name].shape == (16, 16)
+
+
+def test_without_selection_the_mixer_does_not_depend_on_the_input(x64):
+    """The scan is then a convolution: with no convolution, activation or gate before it, it adds up."""
+    subject = Subject("M", example("M", mamba={"selective": "none", "conv": False}))
+    x = subject.inputs()
+    arrays = {name: subject.params[name] for name in ("A_log", "B", "C", "D", "dt_bias")}
+    dt = jnp.broadcast_to(jax.nn.softplus(arrays["dt_bias"]), (*x.shape[:2], 16))
+
+    def mix(u):
+        return selective_scan(u, dt, -jnp.exp(arrays["A_log"]), arrays["B"], arrays["C"], arrays["D"])[0]
+
+    u = jnp.concatenate([x, 2 * x], axis=-1)
+    np.testing.assert_allclose(mix(u + u**2), mix(u) + mix(u**2), rtol=1e-9, atol=1e-12)
+    z = jax.nn.silu(x @ subject.params["in_z"])
+    wanted = (mix(jax.nn.silu(x @ subject.params["in_x"])) * z) @ subject.params["out"]
+    np.testing.assert_allclose(subject.apply(subject.params, x), wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_the_selective_ones_are_kept_in_one_order():
+    from hybrid.config import as_plain
+
+    for given in ("C, dt", ("C", "dt"), ["dt", "C", "dt"], "dt,C"):
+        assert example("M", mamba={"selective": given}).mamba.selective == "dt,C"
+    for given in ("none", "", ()):
+        assert example("M", mamba={"selective": given}).mamba.selective == "none"
+    with pytest.raises(ConfigError, match=r"mamba\.selective: 'delta' is not allowed.*dt, B, C, none"):
+        example("M", mamba={"selective": "delta"})
+    config = example("M", mamba={"selective": "B"})
+    assert type(config)(**as_plain(config)) == config
+
+
+def test_without_a_convolution_there_is_none_to_keep():
+    subject = Subject("M", example("M", mamba={"conv": False}))
+    assert not {"conv", "conv_bias"} & set(subject.kind.spec(subject.view))
+    assert subject.kind.state(subject.given, 2, 8).conv.shape == (2, 0, 16)
