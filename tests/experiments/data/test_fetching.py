@@ -1,10 +1,12 @@
-"""The real pip on wheels and archives that the tests write: no registry is asked."""
+"""The real pip and dpkg on packages that the tests write: no registry is asked."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -14,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from experiments.data import fetching, sources
-from experiments.data.fetching import FetchError, fetch, main, unpack
+from experiments.data.fetching import FetchError, digest_of, fetch, main, unpack
+from experiments.data.genomes import Genomes
 from experiments.data.sources import Fetched, Package
 from hybrid.validation import ConfigError
 
@@ -159,3 +162,101 @@ def test_an_archive_that_is_none_or_holds_nothing_wanted_is_refused(tmp_path: Pa
         tape.addfile(*member("a.bin"))
     with pytest.raises(FetchError, match=r"holds none of \*\.txt"):
         unpack(tmp_path / "other", tmp_path / "two", ("*.txt",))
+
+
+# --- Debian packages: a real .deb, and an apt-get of the tests' own ---------------------------------------------------
+
+NEEDS_DPKG = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb, of Debian and Ubuntu")
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose .deb files are all that `apt-get download` gives."""
+    folder, tools = tmp_path / "mirror", tmp_path / "tools"
+    folder.mkdir()
+    tools.mkdir()
+    script = tools / "apt-get"
+    script.write_text(
+        f"#!/bin/sh\nfor name; do :; done\ncp {folder}/$name*.deb . 2>/dev/null && exit 0\n"
+        'echo "E: Unable to locate package $name" >&2\nexit 100\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    return folder
+
+
+CONTROL = "Package: little-genomes\nVersion: 1\nArchitecture: all\nMaintainer: x <x@y>\nDescription: x\n"
+
+
+def packed(mirror: Path, text: str = ">one\nACGT\n", script: str = "") -> None:
+    """A package with a FASTA file, a manual and, if asked for, a script that would run on installation."""
+    tree = mirror / "tree"
+    for name, content in {
+        "DEBIAN/control": CONTROL,
+        "usr/share/doc/little/examples/E.Coli/references/one.fasta": text,
+        "usr/share/doc/little/manual.txt": "no",
+        **({"DEBIAN/postinst": script} if script else {}),
+    }.items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text(content)
+    if script:
+        (tree / "DEBIAN/postinst").chmod(0o755)
+    command = ["dpkg-deb", "--build", "--root-owner-group", str(tree), str(mirror / "little-genomes_1_all.deb")]
+    subprocess.run(command, check=True, capture_output=True)
+    shutil.rmtree(tree)
+
+
+@pytest.fixture
+def genomes(mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Genomes:
+    """The source `little-dna`, pinned to what `packed` makes."""
+    kept = tmp_path / "kept" / "usr/share/doc/little/examples/E.Coli/references/one.fasta"
+    kept.parent.mkdir(parents=True)
+    kept.write_text(">one\nACGT\n")
+    package = Package("little-genomes", "1", digest_of(tmp_path / "kept"), ("*/references/*.fasta",), manager="apt")
+    source = Genomes("genomes", "free", package=package)
+    monkeypatch.setitem(sources.SOURCES, "little-dna", source)
+    return source
+
+
+@NEEDS_DPKG
+def test_a_debian_package_is_fetched_checked_and_its_scripts_are_not_run(genomes, mirror: Path, home: Path) -> None:
+    packed(mirror, script=f"#!/bin/sh\ntouch {mirror}/ran\n")
+    told: list[str] = []
+    folder = fetch("little-dna", told.append)
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    assert found == ["package.json", "usr/share/doc/little/examples/E.Coli/references/one.fasta"]
+    assert told[0] == "little-dna: fetching little-genomes 1 with apt-get"
+    assert genomes.here("little-dna")
+    assert not (mirror / "ran").exists()
+
+
+@NEEDS_DPKG
+def test_a_debian_package_with_other_files_is_refused(genomes, mirror: Path, home: Path, capsys) -> None:
+    packed(mirror, text=">one\nACGA\n")
+    assert main(["little-dna"]) == 1
+    told = capsys.readouterr().err
+    assert re.fullmatch(r"fetch_data: little-genomes: the files in little-genomes_1_all\.deb are not those .*\n", told)
+    assert not (home / "raw" / "little-dna").exists()
+
+
+def test_a_debian_mirror_that_is_away_is_one_line_and_code_1(genomes, mirror: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(fetching.shutil, "which", lambda name: name)
+    assert main(["little-dna"]) == 1
+    told = capsys.readouterr().err
+    assert re.fullmatch(
+        r"fetch_data: little-genomes: apt-get could not fetch it; is a Debian mirror .*locate.*\n", told
+    )
+
+
+def test_a_machine_without_apt_says_so_in_one_line(genomes, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(fetching.shutil, "which", lambda name: None)
+    assert main(["little-dna"]) == 1
+    told = capsys.readouterr().err
+    assert re.fullmatch(r"fetch_data: little-genomes is a package of Debian, and apt-get is not on this .*\n", told)
+
+
+@NEEDS_DPKG
+def test_an_archive_that_is_no_debian_package_is_refused(genomes, mirror: Path) -> None:
+    (mirror / "little-genomes_1_all.deb").write_bytes(b"noise")
+    with pytest.raises(FetchError, match=r"little-genomes_1_all\.deb cannot be unpacked"):
+        fetch("little-dna")
