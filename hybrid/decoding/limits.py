@@ -10,6 +10,9 @@ from hybrid.validation import ConfigError
 SHORTEST = 16
 """Shorter prompts are padded to this many tokens."""
 
+SMALLEST = 256
+"""Tokens that a state has room for at least."""
+
 
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
     """ConfigError for values out of range."""
@@ -43,7 +46,7 @@ def rooms(length: int, steps: int, limit: int | None) -> tuple[int, int]:
     size = max(SHORTEST, _power(length))
     if limit is not None and size + steps > limit:
         size = length
-    capacity = _power(size + steps)
+    capacity = max(SMALLEST, _power(size + steps))
     return size, capacity if limit is None else min(capacity, limit)
 
 

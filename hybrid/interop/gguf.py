@@ -101,11 +101,13 @@ class GgufFile:
             raise ConfigError(name, problem) from None
         return np.asarray(array, np.float32).reshape(self.shapes[name])
 
+    def config(self) -> ModelConfig:
+        """What the file says of the model."""
+        return read_config(self.metadata, self.shapes, self.read)
+
     def model(self, **changes: Any) -> tuple[ModelConfig, Tree]:
         """The config and the parameters, as `from_gguf` gives them."""
-        config = read_config(self.metadata, self.shapes, self.read)
-        if changes:
-            config = dataclasses.replace(config, **changes)
+        config = dataclasses.replace(self.config(), **changes)
         return config, read_params(config, Table(tuple(entries(config)), shapes_of(config)), self)
 
 

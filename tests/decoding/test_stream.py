@@ -45,8 +45,8 @@ def test_prompts_of_many_lengths_share_two_programs(params):
 
 
 def test_rooms():
-    assert rooms(1, 3, None) == (16, 32)
-    assert rooms(17, 32, None) == (32, 64)
+    assert rooms(1, 3, None) == (16, 256)
+    assert rooms(17, 240, None) == (32, 512)
     assert rooms(17, 32, 64) == (32, 64)
     assert rooms(17, 32, 60) == (17, 60)  # no room for padding
     assert rooms(30, 30, 60) == (30, 60)
