@@ -28,9 +28,13 @@ from rich.console import Console
 from rich.table import Table
 
 from hybrid.ops.attention import attention
+from hybrid.ops.delta import gated_delta_rule
+from hybrid.ops.experts import grouped_linear
 from hybrid.ops.fftconv import fft_conv, fft_conv_reference
+from hybrid.ops.linear_recurrence import linear_recurrence
 from hybrid.ops.scan import selective_scan
 from hybrid.ops.short_conv import causal_conv
+from hybrid.ops.ssd import ssd
 
 Case = tuple[Callable[..., jax.Array], tuple[jax.Array, ...]]
 
@@ -96,11 +100,71 @@ def attend(length: int) -> dict[str, Case]:
     return cases
 
 
+def window(length: int) -> dict[str, Case]:
+    """Causal attention to the last 128 positions, batch 1, 4 heads of 64."""
+    arrays = tuple(normal(1, length, 4, 64) + i for i in range(3))
+
+    def form(name: str) -> Case:
+        return lambda q, k, v: attention(q, k, v, form=name, window=128), arrays
+
+    return {"blocks": form("blocks"), "chunked": form("chunked")}
+
+
+def dual(length: int) -> dict[str, Case]:
+    """SSD (Mamba-2), batch 1, 8 heads of 64, one group, d_state 64."""
+    x, dt = normal(1, length, 8, 64), jax.nn.softplus(normal(1, length, 8) - 3)
+    arrays = (x, dt, -jnp.exp(normal(8)), normal(1, length, 1, 64), normal(1, length, 1, 64) + 1)
+
+    def form(name: str, chunk: int | None = None) -> Case:
+        return lambda *a: ssd(*a, form=name, chunk=chunk)[0], arrays
+
+    return {"chunked": form("chunked"), "chunked 128": form("chunked", 128), "sequential": form("sequential")}
+
+
+def delta(length: int) -> dict[str, Case]:
+    """Gated delta rule, batch 1, 4 heads, d_key and d_value 64."""
+    q, k = (normal(1, length, 4, 64) + i for i in range(2))
+    k = k / jnp.linalg.norm(k, axis=-1, keepdims=True)
+    decay, beta = -jax.nn.softplus(normal(1, length, 4) - 3), jax.nn.sigmoid(normal(1, length, 4) + 1)
+    arrays = (q / 8, k, normal(1, length, 4, 64) + 2, decay, beta)
+
+    def form(name: str, chunk: int | None = None) -> Case:
+        return lambda *a: gated_delta_rule(*a, form=name, chunk=chunk)[0], arrays
+
+    return {"chunked": form("chunked"), "chunked 32": form("chunked", 32), "sequential": form("sequential")}
+
+
+def recurrence(length: int) -> dict[str, Case]:
+    """Gated linear recurrence (RG-LRU), batch 1, 512 channels."""
+    arrays = (jax.nn.sigmoid(normal(1, length, 512) + 2), normal(1, length, 512))
+
+    def form(name: str) -> Case:
+        return lambda *a: linear_recurrence(*a, form=name)[0], arrays
+
+    return {name: form(name) for name in ("chunked", "sequential", "associative")}
+
+
+def experts(length: int) -> dict[str, Case]:
+    """Products with the weights of 8 experts, 128 by 256; beside them one dense product of as many rows."""
+    x, weight = normal(length, 128), normal(8, 128, 256)
+    sizes = jnp.asarray(np.bincount(np.random.default_rng(0).integers(0, 8, length), minlength=8), jnp.int32)
+
+    def form(name: str) -> Case:
+        return lambda x, w: grouped_linear(x, w, sizes, form=name), (x, weight)
+
+    return {"dense": (lambda x, w: x @ w, (x, weight[0])), "blocks": form("blocks"), "ragged": form("ragged")}
+
+
 OPERATORS: Mapping[str, tuple[Callable[[int], dict[str, Case]], int]] = {
     "scan": (scan, 2048),
     "short_conv": (short, 2048),
     "fft_conv": (convolution, 8192),
     "attention": (attend, 2048),
+    "window": (window, 8192),
+    "ssd": (dual, 2048),
+    "delta": (delta, 2048),
+    "recurrence": (recurrence, 2048),
+    "experts": (experts, 4096),
 }
 
 
