@@ -16,8 +16,9 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 @pytest.fixture(autouse=True)
 def as_before(tmp_path, monkeypatch):
-    """In an empty folder, and what a page registers is gone after it."""
+    """In an empty folder with data of its own, and what a page registers is gone after it."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYBRID_DATA", str(tmp_path / "data"))
     kinds, symbols = dict(KINDS), dict(pattern.SYMBOLS)
     yield
     for table, old in ((KINDS, kinds), (pattern.SYMBOLS, symbols)):

@@ -1,0 +1,59 @@
+"""Which operator reads a genome best at this size: Hyena as in HyenaDNA, Mamba, or Mamba with one attention?
+
+Command:  python scripts/fetch_data.py dna
+          python -m experiments.sweep --config=configs/dna.py --workdir=runs/dna
+Time:     twenty minutes on two CPU cores
+Finding:  (not run yet)
+"""
+
+import ml_collections
+
+from experiments.grid import axis, chain, point, product
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Four mixers of one width on E. coli K-12 MG1655, its last tenth held out: the first half of it for validation.
+
+    Counting gives 1.934 bits per base on that tenth (order 6; 1.9302 on the validation half, 1.9378 on the test half:
+    experiments/data/markov.py). Half of the training rows are read from the other strand.
+    """
+    return ml_collections.ConfigDict(
+        {
+            "model": {
+                "mixers": 4,
+                "base": "M",
+                "insert": "A",
+                "count": 0,
+                "placement": "even",
+                "channel": "-",
+                "d_model": 64,
+                "n_heads": 4,
+                "mamba": {"d_state": 8},
+                "hyena": {"decay_shift": 0.05},
+                "match": {"parameters": 300_000, "by": "d_ff"},
+            },
+            "data": {
+                "source": "dna",
+                "tokenizer": "bases",
+                "dna": {"genomes": ("E. coli MG1655",), "split": "region", "reverse_complement": "half"},
+                "seq_len": 512,
+                "batch_size": 8,
+            },
+            "optimizer": {"learning_rate": 5e-3, "weight_decay": 0.1, "schedule": "cosine", "warmup_steps": 50},
+            "train": {"steps": 600},
+            "evaluate": {"every": 300, "sequences": 448},
+            "checkpoint": {"every": 300},
+            "study": {"name": "dna", "seeds": 3, "baseline": "hyena", "score": "bits_per_base"},
+            "seed": 0,
+        }
+    )
+
+
+def sweep() -> list[dict]:
+    """Three arms of equal size; the better of two rates on validation is confirmed with three seeds."""
+    arms = chain(
+        point({"arm": "hyena", "model.base": "H"}),
+        point({"arm": "mamba"}),
+        point({"arm": "mamba 3:1", "model.count": 1}),
+    )
+    return product(arms, axis("optimizer.learning_rate", [2.5e-3, 1e-2]))
