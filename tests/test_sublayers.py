@@ -21,6 +21,7 @@ from hybrid.testing.subject import LENGTH
 from hybrid.testing.sublayer import PIECES, check_chunks
 
 GROUPED = {"n_heads": 4, "n_kv_heads": 2}
+RECURRENT = {"window": 5, "n_states": 3, "relative_buckets": 4, "relative_distance": 5}
 OPTIONS = {"qk_norm": True, "qkv_bias": True, "out_bias": True, "softcap": 3.0}
 # name: symbol, fields, and what these fields may change beside what the kind's defaults are held to. Masked rows are
 # the stronger test of `apply`.
@@ -55,6 +56,19 @@ VARIANTS = {
         "S", {"positions": "alibi", "sliding_window": {"window": 3, "form": "blocks"}},
         ("reference", "masks", "lengths", "chunks", "compilation"),
     ),
+    **{
+        f"R {form}, {gate}": (
+            "R", {"n_kv_heads": 1, "block_recurrent": {**RECURRENT, "form": form, "gate": gate}}, checks
+        )
+        for form, gate, checks in (
+            ("skip", "fixed", ("masks", "reach", "lengths", "chunks", "left_padding", "compilation")),
+            ("skip", "lstm", ("masks",)),
+            ("single", "fixed", ("masks",)),
+            ("single", "lstm", ("masks", "chunks")),
+            ("dual", "fixed", ("masks",)),
+            ("dual", "lstm", ("masks", "state", "initial", "precision")),
+        )
+    },
     "M all options": (
         "M", {"mamba": {"inner_norm": True, "proj_bias": True, "d_conv": 3, "dt_rank": 2}}, ("masks", "chunks")
     ),
