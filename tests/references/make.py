@@ -56,6 +56,24 @@ ROWS: dict[str, Callable[[], tuple[Any, str]]] = {
         "Gemma3TextConfig", **TINY, num_key_value_heads=2, head_dim=8, sliding_window=5, sliding_window_pattern=2,
         query_pre_attn_scalar=12, final_logit_softcapping=4.0,
     ),
+    "mixtral": row("MixtralConfig", **TINY, num_key_value_heads=2, num_local_experts=4),
+    "jamba": row(
+        "JambaConfig", **{**TINY, "num_hidden_layers": 3}, num_key_value_heads=2, num_experts=3, mamba_d_state=4,
+        attn_layer_period=3, attn_layer_offset=1,
+    ),
+    "jamba_dense": row(
+        "JambaConfig", **TINY, num_key_value_heads=2, num_experts=1, mamba_d_state=4, attn_layer_period=2,
+        attn_layer_offset=1,
+    ),
+    "recurrent_gemma": row(
+        "RecurrentGemmaConfig", **{**TINY, "num_hidden_layers": 3}, num_key_value_heads=1, lru_width=32,
+        attention_window_size=5, logits_soft_cap=4.0,
+    ),
+    "qwen3_next": row(
+        "Qwen3NextConfig", **TINY, num_key_value_heads=2, head_dim=8, layer_types=["linear_attention", "full_attention"],
+        linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=6, linear_value_head_dim=4,
+        num_experts=3, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=16,
+    ),
     "bert": row("BertConfig", "BertForMaskedLM", **TINY, max_position_embeddings=32),
     "t5": row("T5Config", SEQ2SEQ, **T5),
     "t5_v1_1": row("T5Config", SEQ2SEQ, **T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
