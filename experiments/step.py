@@ -24,13 +24,12 @@ import optax
 from experiments.config import Trial
 from experiments.optimizer import Values, adamw, global_norm, learning_rate, precise, values_of
 from experiments.states import TrainState, like_params
-from hybrid.config import ModelConfig
-from hybrid.layout import layout
 from hybrid.losses import IGNORED, token_losses
 from hybrid.model import forward
 from hybrid.params import declarations, init
 from hybrid.sharding import batch_sharding, make_mesh, on, param_shardings, replicated
 from hybrid.sublayers import Aux
+from hybrid.updates import updated
 from hybrid.validation import plain
 
 Tree = Any
@@ -136,7 +135,7 @@ class Program:
         updates, moments = self.optimizer.update(
             gradients, state.optimizer, state.params, values=values, step=state.step, norm=norm
         )
-        params = _updated(self.model, optax.apply_updates(state.params, updates), aux.updates)
+        params = updated(self.model, optax.apply_updates(state.params, updates), aux.updates)
         finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(norm)
         after = TrainState(params=params, optimizer=moments, step=state.step + 1, finite=finite)
         kept = jax.tree.map(
@@ -204,39 +203,6 @@ def _parts(batch: Batch, parts: int) -> Tree:
 def _over_all(name: str, values: Any, axis: int | None = None) -> Any:
     """A metric over layers, or over the parts of a batch: the greatest of those called worst_..., else the mean."""
     return values.max(axis) if name.startswith("worst_") else values.mean(axis)
-
-
-def _updated(config: ModelConfig, params: Tree, updates: Mapping[str, Any]) -> Tree:
-    """The parameters with what sublayers change themselves: the values of a name, in the order of the layers.
-
-    The name is that of the leaf in its sublayer; "1/bias" is of a branch, "encoder/bias" of the encoder's stack.
-    """
-    if not updates:
-        return params
-    own = {name: values for name, values in updates.items() if not name.startswith("encoder/")}
-    layers = dict(params["layers"])
-    for name, values in own.items():
-        path = name.split("/")
-        keys = [key for key in layout(config) if _holds(layers[key]["sublayer"], path)]
-        for key, value in zip(keys, values, strict=True):
-            layers[key] = _with(layers[key], ["sublayer", *path], value)
-    after = {**params, "layers": layers}
-    if len(own) < len(updates):
-        assert config.encoder_config is not None
-        inner = {name.removeprefix("encoder/"): values for name, values in updates.items() if name not in own}
-        after["encoder"] = _updated(config.encoder_config, params["encoder"], inner)
-    return after
-
-
-def _holds(tree: Tree, path: Sequence[str]) -> bool:
-    return not path or (isinstance(tree, Mapping) and path[0] in tree and _holds(tree[path[0]], path[1:]))
-
-
-def _with(tree: Tree, path: Sequence[str], value: Any) -> Tree:
-    """A copy of nested dicts with another value at `path`, in the type that the leaf has."""
-    if not path:
-        return value.astype(tree.dtype)
-    return {**tree, path[0]: _with(tree[path[0]], path[1:], value)}
 
 
 def _form(batch: Batch) -> tuple:
