@@ -121,6 +121,8 @@ class Rule:
     is_stacked: bool = False
     stand_in: str | None = None
     """Another tensor, of the same shape, that is read where theirs is missing (a head that was saved tied)."""
+    whole: tuple[Step, ...] = ()
+    """Steps of a whole tensor of theirs before it is cut: rows that lie head by head are brought together."""
 
 
 @dataclass(frozen=True)
@@ -167,12 +169,15 @@ def norm(theirs: str, ours: str, bias: bool = False, *steps: Step) -> list[Entry
     return [*rules, same(f"{theirs}.bias", f"{ours}/bias")] if bias else rules
 
 
-def joined(theirs: str, ours: Sequence[str | Leaf], *steps: Step, axis: int = 0) -> Rule:
+def joined(
+    theirs: str, ours: Sequence[str | Leaf], *steps: Step, axis: int = 0, whole: tuple[Step, ...] = ()
+) -> Rule:
     """One tensor that holds several leaves along its `axis` (0: the rows of a torch Linear, its outputs).
 
-    `steps` are of every leaf that has none of its own.
+    `steps` are of every leaf that has none of its own, `whole` of the tensor before it is cut.
     """
-    return Rule((theirs,), tuple(leaf if isinstance(leaf, Leaf) else Leaf(leaf, steps) for leaf in ours), axis)
+    leaves = tuple(leaf if isinstance(leaf, Leaf) else Leaf(leaf, steps) for leaf in ours)
+    return Rule((theirs,), leaves, axis, whole=whole)
 
 
 def stacked(theirs: Sequence[str], ours: str | Sequence[str | Leaf], *steps: Step, axis: int = 0) -> Rule:
@@ -252,7 +257,7 @@ class Table:
             for name in rule.theirs:
                 if name in wanted:
                     raise ValueError(f"{name} has two rules")
-                wanted[name] = tuple(shape)
+                wanted[name] = Leaf("", rule.whole).theirs_shape(tuple(shape))
         return wanted
 
     def check(self, found: Mapping[str, Shape]) -> None:
@@ -279,7 +284,8 @@ class Table:
         for rule in self.rules:
             shapes = self.pieces(rule)
             for i, name in enumerate(rule.theirs):
-                pieces = [read(name if rule.stand_in is None or has(name) else rule.stand_in)]
+                tensor = read(name if rule.stand_in is None or has(name) else rule.stand_in)
+                pieces = [Leaf("", rule.whole).load(tensor)]
                 if len(shapes) > 1:
                     pieces = np.split(pieces[0], np.cumsum([shape[rule.axis] for shape in shapes[:-1]]), rule.axis)
                 for leaf, piece in zip(rule.ours, pieces, strict=True):
@@ -303,7 +309,7 @@ class Table:
 
                 def make(rule: Rule = rule, i: int = i) -> Any:
                     parts = [leaf.save(get(leaf.path)[i] if rule.is_stacked else get(leaf.path)) for leaf in rule.ours]
-                    return parts[0] if len(parts) == 1 else np.concatenate(parts, rule.axis)
+                    return Leaf("", rule.whole).save(parts[0] if len(parts) == 1 else np.concatenate(parts, rule.axis))
 
                 yield name, wanted[name], make
 

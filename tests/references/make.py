@@ -70,8 +70,8 @@ ROWS: dict[str, Callable[[], tuple[Any, str]]] = {
         attention_window_size=5, logits_soft_cap=4.0,
     ),
     "qwen3_next": row(
-        "Qwen3NextConfig", **TINY, num_key_value_heads=2, head_dim=8, layer_types=["linear_attention", "full_attention"],
-        linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=6, linear_value_head_dim=4,
+        "Qwen3NextConfig", **TINY, num_key_value_heads=2, head_dim=8,
+        layer_types=["linear_attention", "full_attention"], linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=6, linear_value_head_dim=4,
         num_experts=3, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=16,
     ),
     "bert": row("BertConfig", "BertForMaskedLM", **TINY, max_position_embeddings=32),
