@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from hybrid.params import init as init
     from hybrid.pattern import expand as expand
     from hybrid.placement import place as place
+    from hybrid.presets import preset as preset
+    from hybrid.presets import preset_names as preset_names
     from hybrid.sublayers import Aux as Aux
     from hybrid.sublayers import Context as Context
     from hybrid.sublayers import Kind as Kind
@@ -43,6 +45,7 @@ _HOMES = {
     "hybrid.params": ("init",),
     "hybrid.pattern": ("expand",),
     "hybrid.placement": ("place",),
+    "hybrid.presets": ("preset", "preset_names"),
     "hybrid.sublayers": ("Aux", "Context", "Kind", "Traits", "register"),
     "hybrid.validation": ("ConfigError",),
 }
