@@ -133,25 +133,56 @@ def check_round_trip(
     return found
 
 
-def check_decoder(config: Any, folder: Path, seed: int = 0, length: int = 19, batch: int = 3) -> float:
+def check_decoder(
+    config: Any, folder: Path, seed: int = 0, length: int = 19, batch: int = 3, left: bool = True,
+    change: Callable[..., Any] | None = None,
+) -> float:
     """All that a causal model of transformers is held to; gives the largest relative difference of logits.
 
     Logits of a row without padding, of batches with right and left padding, a greedy continuation with the cache from
-    left-padded prompts, and a round trip. length: of the batches; the row is shorter by 4.
+    left-padded prompts, and a round trip. length: of the batches; the row is shorter by 4. left: False where theirs
+    leaves a trace of left padding; prompts then have none. change: what is done to the model before.
     """
     model = fresh(config, seed)
+    if change is not None:
+        change(model)
     ours, params = hybrid.from_huggingface(save(model, folder / "theirs"))
     apply = jax.jit(lambda params, tokens, padding: hybrid.apply(ours, params, tokens, padding=padding))
     tokens, mask = padded(1, length - 4, "right", seed)
     found = {"one row": difference(apply(params, tokens, None), theirs(model, tokens))}
-    for side in ("right", "left"):
+    for side in ("right", "left") if left else ("right",):
         tokens, mask = padded(batch, length, side, seed)
         found[f"{side} padding"] = difference(apply(params, tokens, mask), theirs(model, tokens, mask), mask)
     assert max(found.values()) <= TOLERANCE, found
+    mask = mask if left else np.ones_like(mask)
     np.testing.assert_array_equal(ours_greedy(ours, params, tokens, mask), greedy(model, tokens, mask))
     wanted = theirs(model, tokens[:1])
     found["round trip"] = check_round_trip(model, ours, params, folder / "ours", wanted, tokens[:1])
     print(f"{config.model_type}: max |difference| / max |logit| = {max(found.values()):.1e}")
+    return max(found.values())
+
+
+def check_whole_and_in_steps(config: Any, folder: Path, seed: int = 0, length: int = 19, batch: int = 3) -> float:
+    """Where theirs has a fault in padding or with the cache: ours, padded and whole or token by token, gives what theirs
+    gives for each row alone and whole. The largest relative difference."""
+    model = fresh(config, seed)
+    ours, params = hybrid.from_huggingface(save(model, folder))
+    tokens, mask = padded(batch, length, "left", seed)
+    wanted = np.zeros((*tokens.shape, VOCABULARY), np.float32)
+    for row, real in enumerate(mask):
+        wanted[row, real] = theirs(model, tokens[row : row + 1, real])[0]
+    apply = jax.jit(lambda params, tokens, padding: hybrid.apply(ours, params, tokens, padding=padding))
+    extend = jax.jit(lambda params, tokens, state, padding: hybrid.extend(ours, params, tokens, state, padding))
+    state, cut, parts = hybrid.init_state(ours, batch, length), length - 4, []
+    for start, end in ((0, cut), *((t, t + 1) for t in range(cut, length))):
+        padding = jnp.asarray(mask[:, :cut]) if start == 0 else None
+        logits, state = extend(params, jnp.asarray(tokens[:, start:end]), state, padding)
+        parts.append(logits)
+    found = {
+        "whole": difference(apply(params, tokens, mask), wanted, mask),
+        "in steps": difference(jnp.concatenate(parts, axis=1), wanted, mask),
+    }
+    assert max(found.values()) <= TOLERANCE, found
     return max(found.values())
 
 

@@ -16,10 +16,11 @@ def read(json: Json) -> ModelConfig:
     n, bias = pick(json, "num_hidden_layers", 32), pick(json, "attention_bias", False)
     attention = pick(json, "attn_layer_indices", [])
     require(json, hidden_act="silu")  # of the mixers too
+    turned = pick(pick(json, "rope_parameters", {}), "partial_rotary_factor", 0.5)
     return ModelConfig(
         pattern="".join("A-" if i in attention else "D-" for i in range(n)),
         **read_sizes(json),
-        attention={"qkv_bias": bias, "out_bias": bias, "rope_fraction": 0.5, **read_rope(json)},
+        attention={"qkv_bias": bias, "out_bias": bias, **read_rope(json), "rope_fraction": turned},
         mamba2={**read_mixer(json), **read_out_bias(json)},
         mlp={"activation": choose(json, "hidden_act", GATED, "silu"), "bias": pick(json, "mlp_bias", False)},
     )

@@ -29,8 +29,8 @@ OTHER_NAMES = {
 
 def read(json: Json) -> ModelConfig:
     json = {**json, **{name: json[other] for other, name in OTHER_NAMES.items() if other in json}}
-    require(json, mamba_hidden_act="silu", tie_word_embeddings=False, sliding_window=None)
-    bias, mixer_bias = pick(json, "attention_bias", False), pick(json, "use_bias", False)
+    require(json, mamba_hidden_act="silu", attention_bias=False, tie_word_embeddings=False, sliding_window=None)
+    bias = pick(json, "use_bias", False)
     heads, head_dim = pick(json, "mamba_num_heads", 128), pick(json, "mamba_head_dim", 64)
     pattern = read_pattern(json)
     activation = choose(json, "mlp_hidden_act", ACTIVATIONS, "relu2")
@@ -42,7 +42,6 @@ def read(json: Json) -> ModelConfig:
             "norm_eps": pick(json, "layer_norm_epsilon", 1e-5),
         },
         positions="none",
-        attention={"qkv_bias": bias, "out_bias": bias},
         mamba2={
             "d_state": pick(json, "ssm_state_size", 128),
             "d_conv": pick(json, "conv_kernel", 4),
@@ -50,8 +49,8 @@ def read(json: Json) -> ModelConfig:
             "d_inner": heads * head_dim,
             "head_dim": head_dim,
             "n_groups": pick(json, "n_groups", 8),
-            "proj_bias": mixer_bias,
-            "out_bias": mixer_bias,
+            "proj_bias": bias,
+            "out_bias": bias,
             "conv_bias": pick(json, "use_conv_bias", True),
             **mamba.read_steps(json),
             **mamba2.read_limits(json),
@@ -107,7 +106,6 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "layers_block_type": [kinds[symbol] for symbol in config.sequence],
         **outer,
         "pad_token_id": None,
-        "attention_bias": config.attention.qkv_bias,
         "ssm_state_size": group.d_state,
         "conv_kernel": group.d_conv,
         "expand": group.expand,
