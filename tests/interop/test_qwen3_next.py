@@ -29,7 +29,8 @@ def test_lengths_past_a_chunk(tmp_path):
     config = Qwen3NextConfig(
         **{**parity.TINY, "hidden_size": 24}, **{**LINEAR, "linear_num_key_heads": 4}, num_hidden_layers=2,
         layer_types=["linear_attention", "full_attention"], num_experts=3, num_experts_per_tok=2,
-        moe_intermediate_size=8, shared_expert_intermediate_size=8, norm_topk_prob=False, linear_conv_kernel_dim=3, tie_word_embeddings=True,
+        moe_intermediate_size=8, shared_expert_intermediate_size=8, norm_topk_prob=False,
+        linear_conv_kernel_dim=3, tie_word_embeddings=True,
     )  # fmt: skip
     parity.check_decoder(config, tmp_path, seed=1, length=135, batch=2)
 
