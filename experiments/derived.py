@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config import Trial, digest
+from experiments.data.objectives import OBJECTIVES
 from experiments.environment import cache_folder
 from experiments.files import read_json, write_json
 from experiments.versions import code
@@ -22,8 +23,8 @@ from hybrid.pattern import compact, summary
 def derived(trial: Trial, fingerprint: str | None) -> dict[str, Any]:
     """Everything that is known without counting; `flops_per_token` and `state_bytes` are None where not counted yet.
 
-    flops_per_token: of forward and backward pass, on average over a sequence. state_bytes: of decoding one sequence of
-    the trained length.
+    flops_per_token: of forward and backward pass, on average over a sequence (of data.seq_len tokens; what a decoder
+    reads beside them is in their share). state_bytes: of decoding one sequence of the trained length.
     """
     model = trial.model
     symbols = {letter: kind for letter, kind, _ in model.symbols}
@@ -47,7 +48,14 @@ def total_flops(trial: Trial, flops_per_token: float) -> float:
 def _file(trial: Trial) -> Path:
     model = {name: value for name, value in as_plain(trial.model).items() if name not in ("remat", "scan_layers")}
     about = {"model": {**model, "pattern": "".join(trial.model.sequence)}, "length": trial.data.seq_len}
+    if trial.model.encoder is not None:
+        about["targets"] = _targets(trial)
     return cache_folder() / "costs" / code("hybrid") / f"{digest(about)}.json"
+
+
+def _targets(trial: Trial) -> int | None:
+    """Tokens that a decoder reads, None where there is no encoder beside it."""
+    return None if trial.model.encoder is None else OBJECTIVES[trial.data.objective].targets(trial.data)
 
 
 def look_up(trial: Trial) -> dict[str, Any] | None:
@@ -66,11 +74,11 @@ def count(trial: Trial) -> dict[str, Any]:
     from hybrid import accounting
 
     # FLOPs are those of the mathematics: what `remat` computes again is not counted.
-    model, length = dataclasses.replace(trial.model, remat="none"), trial.data.seq_len
-    counts = accounting.count(model, length)
+    model, length, targets = dataclasses.replace(trial.model, remat="none"), trial.data.seq_len, _targets(trial)
+    counts = accounting.count(model, length, targets=targets)
     columns = zip(
-        model.kinds(), accounting.layer_parameters(model), accounting.layer_flops(model, length),
-        accounting.layer_state_bytes(model, length), strict=True,
+        model.kinds(), accounting.layer_parameters(model), accounting.layer_flops(model, length, targets=targets),
+        accounting.layer_state_bytes(model, targets or length), strict=True,
     )  # fmt: skip
     layers = [
         {"index": i, "kind": kind.group, "parameters": size, "flops": flops // length, "state_bytes": carried}

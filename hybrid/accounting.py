@@ -57,13 +57,18 @@ def layer_parameters(config: ModelConfig) -> list[int]:
     return [sum(param.size for _, param in leaves(layers[str(i)])) for i in range(config.n_layers)]
 
 
-def count(config: ModelConfig, length: int, batch: int = 1) -> Counts:
-    """Parameters, FLOPs of `batch` sequences of `length` tokens, and the bytes that decoding them carries."""
-    return Counts(parameters(config), flops(config, length, batch), state_bytes(config, length, batch))
+def count(config: ModelConfig, length: int, batch: int = 1, targets: int | None = None) -> Counts:
+    """Parameters, FLOPs of `batch` sequences of `length` tokens, and the bytes that decoding them carries.
+
+    targets: what the decoder of a model with an encoder reads, None: as many as the encoder.
+    """
+    decoded = targets or length
+    return Counts(parameters(config), flops(config, length, batch, targets), state_bytes(config, decoded, batch))
 
 
-def flops(config: ModelConfig, length: int, batch: int = 1) -> Flops:
-    """Counted from the jaxprs of the loss and of its gradient (hybrid/flops.py). An encoder reads `length` tokens too.
+def flops(config: ModelConfig, length: int, batch: int = 1, targets: int | None = None) -> Flops:
+    """Counted from the jaxprs of the loss and of its gradient (hybrid/flops.py). An encoder reads `length` tokens, and
+    its decoder `targets`, as many if not given.
 
     The order of the sublayers does not change the sum and neither does the form of an operator that happens to be
     fastest here, so that a count means the same on every machine: sorted layers are traced once each, under scan.
@@ -73,36 +78,38 @@ def flops(config: ModelConfig, length: int, batch: int = 1) -> Flops:
         changes["encoder"] = "".join(sorted(config.encoder_config.sequence))
     for kind, _ in config.parts():
         changes[kind.group] = dataclasses.replace(getattr(config, kind.group), **kind.counted)
-    return _flops(dataclasses.replace(config, **changes), length, batch)
+    return _flops(dataclasses.replace(config, **changes), length, batch, targets or length)
 
 
 @functools.lru_cache(maxsize=1024)
-def _flops(config: ModelConfig, length: int, batch: int) -> Flops:
+def _flops(config: ModelConfig, length: int, batch: int, targets: int) -> Flops:
     from hybrid.flops import count_jaxpr
     from hybrid.losses import token_losses
     from hybrid.model import forward
     from hybrid.params import abstract
 
-    def loss(params: Any, tokens: Any) -> Any:
-        both = {} if config.encoder is None else {"decoder_tokens": tokens}
+    def loss(params: Any, tokens: Any, labels: Any) -> Any:
+        both = {} if config.encoder is None else {"decoder_tokens": labels}
         hidden, _ = forward(config, params, tokens, **both)
-        nats, _ = token_losses(config, params, hidden, tokens)
+        nats, _ = token_losses(config, params, hidden, labels)
         return jnp.mean(nats)
 
+    read = length if config.encoder is None else targets
+    tokens, labels = (jax.ShapeDtypeStruct((batch, size), "int32") for size in (length, read))
     params = abstract(config)
-    tokens = jax.ShapeDtypeStruct((batch, length), "int32")
-    forward_only = count_jaxpr(jax.make_jaxpr(loss)(params, tokens))
-    both = count_jaxpr(jax.make_jaxpr(jax.value_and_grad(loss))(params, tokens))
+    forward_only = count_jaxpr(jax.make_jaxpr(loss)(params, tokens, labels))
+    both = count_jaxpr(jax.make_jaxpr(jax.value_and_grad(loss))(params, tokens, labels))
     return Flops(forward=forward_only, train=both)
 
 
-def layer_flops(config: ModelConfig, length: int, batch: int = 1) -> list[int]:
+def layer_flops(config: ModelConfig, length: int, batch: int = 1, targets: int | None = None) -> list[int]:
     """FLOPs of each sublayer's share of a train step, in order: what one more of its kind would add."""
     cost = {}
     for symbol in dict.fromkeys(config.sequence):
         encoder = config.encoder if config.sublayer(symbol)[0].prepare else None  # its share is in both, and goes
         one, two = (dataclasses.replace(config, pattern=symbol * n, encoder=encoder) for n in (1, 2))
-        cost[symbol] = flops(two, length, batch).train - flops(one, length, batch).train
+        read = length if encoder or targets is None else targets  # a stack without its encoder reads the targets
+        cost[symbol] = flops(two, read, batch, targets).train - flops(one, read, batch, targets).train
     return [cost[symbol] for symbol in config.sequence]
 
 

@@ -272,3 +272,15 @@ def test_an_encoder_and_branches_are_counted():
     side_by_side = ModelConfig(pattern="[A|M]", **fields)
     assert parameters(side_by_side).total == parameters(ModelConfig(pattern="AM", **fields)).total - 8
     assert state_bytes(side_by_side, 16) == state_bytes(ModelConfig(pattern="AM", **fields), 16)
+
+
+def test_a_decoder_of_fewer_targets_costs_less():
+    """Its mixers' share falls with the targets, that of the encoder and of keys and values of its output does not."""
+    model = ModelConfig(pattern="(AX-)2", encoder="(B-)2", vocab_size=20, d_model=32, n_heads=4)
+    whole, few, one = (flops(model, 128, targets=targets).train for targets in (128, 32, 1))
+    encoder = flops(ModelConfig(pattern="(B-)2", vocab_size=20, d_model=32, n_heads=4), 128).train
+    assert flops(model, 128).train == whole > few > one > 0.7 * encoder
+    assert flops(model, 128, batch=2, targets=32).train > 1.9 * few
+    layers = layer_flops(model, 128, targets=32)
+    assert sum(layers) < few
+    assert layers[0] < layer_flops(model, 128)[0] / 3

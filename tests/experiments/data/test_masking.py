@@ -73,13 +73,13 @@ def test_every_place_is_chosen_equally_often() -> None:
 
 
 def test_a_separator_is_never_chosen_and_a_row_of_few_others_scores_fewer() -> None:
-    tokens = np.full((2, 40), SEPARATOR, np.int32)
-    tokens[0, [3, 7]] = [5, 6]
+    tokens = np.full((20, 40), SEPARATOR, np.int32)
+    tokens[1:, [3, 7]] = [5, 6]
     made = masked(tokens, MaskedConfig(mask_share=1, random_share=0))
-    assert (made.labels != -1).sum(1).tolist() == [2, 0]
-    assert sorted(made.labels[0][made.labels[0] != -1]) == [5, 6]
-    assert (made.tokens[0, [3, 7]] == MASK).all()
-    assert (made.tokens[1] == SEPARATOR).all()
+    assert (made.labels != -1).sum(1).tolist() == [0] + 19 * [2]
+    assert (np.sort(made.labels[1:])[:, -2:] == [5, 6]).all()
+    assert (made.tokens[1:, [3, 7]] == MASK).all()
+    assert (made.tokens[0] == SEPARATOR).all()
 
 
 def test_shares_that_are_more_than_all_are_refused() -> None:
