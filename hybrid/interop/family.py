@@ -113,10 +113,10 @@ GATED = {
 """The same for an MLP whose gate goes through it."""
 
 
-def read_rope(json: Json, theta: float = 10000.0) -> dict[str, Any]:
+def read_rope(json: Json, theta: float = 10000.0, fraction: float = 1.0) -> dict[str, Any]:
     """Our fields of rotary positions from `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling`.
 
-    `theta` is the family's default.
+    `theta` and `fraction`, the part of a head that is turned, are the family's defaults.
     """
     said = {**pick(json, "rope_scaling", {}), **pick(json, "rope_parameters", {})}
     fields: dict[str, Any] = {"rope_theta": pick(said, "rope_theta", pick(json, "rope_theta", theta))}
@@ -130,7 +130,7 @@ def read_rope(json: Json, theta: float = 10000.0) -> dict[str, Any]:
         if theirs not in said:
             raise ConfigError(f"config.json: rope_parameters.{theirs}", f"must be given for type {kind!r}")
         fields[ours] = said[theirs]
-    fraction = pick(said, "partial_rotary_factor", pick(json, "partial_rotary_factor", 1.0))
+    fraction = pick(said, "partial_rotary_factor", pick(json, "partial_rotary_factor", fraction))
     return fields if fraction == 1.0 else {**fields, "rope_fraction": fraction}
 
 

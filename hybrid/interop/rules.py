@@ -169,9 +169,7 @@ def norm(theirs: str, ours: str, bias: bool = False, *steps: Step) -> list[Entry
     return [*rules, same(f"{theirs}.bias", f"{ours}/bias")] if bias else rules
 
 
-def joined(
-    theirs: str, ours: Sequence[str | Leaf], *steps: Step, axis: int = 0, whole: tuple[Step, ...] = ()
-) -> Rule:
+def joined(theirs: str, ours: Sequence[str | Leaf], *steps: Step, axis: int = 0, whole: tuple[Step, ...] = ()) -> Rule:
     """One tensor that holds several leaves along its `axis` (0: the rows of a torch Linear, its outputs).
 
     `steps` are of every leaf that has none of its own, `whole` of the tensor before it is cut.

@@ -54,6 +54,12 @@ class GatedDeltaConfig(Checked):
         if self.dt_min > self.dt_max:
             raise ConfigError("dt_min", f"{self.dt_min} is not allowed; must be at most dt_max = {self.dt_max}")
 
+    def stand_ins(self, config: ModelConfig) -> dict[str, Any]:
+        """What the fields that are not given stand for."""
+        size = sizes(config)
+        heads = {"n_key_heads": size.key_heads, "n_value_heads": size.value_heads}
+        return {**heads, "key_dim": size.key_dim, "value_dim": size.value_dim}
+
 
 @struct
 class GatedDeltaState:

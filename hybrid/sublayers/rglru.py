@@ -47,6 +47,11 @@ class RglruConfig(Checked):
         if not 0 < self.min_radius < self.max_radius:
             raise ConfigError("min_radius", f"{self.min_radius} is not allowed; must be above 0 and below max_radius")
 
+    def stand_ins(self, config: ModelConfig) -> dict[str, Any]:
+        """What the fields that are not given stand for."""
+        width, blocks = sizes(config)
+        return {"width": width, "blocks": blocks}
+
 
 @struct
 class RglruState:

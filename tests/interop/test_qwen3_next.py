@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import pytest
+
+from hybrid.config import ModelConfig
 from hybrid.interop.families.qwen3_next import FAMILY
+from hybrid.interop.huggingface import say_config
+from hybrid.validation import ConfigError
 from tests.interop import parity
 
 LINEAR = {
@@ -33,6 +40,18 @@ def test_lengths_past_a_chunk(tmp_path):
         linear_conv_kernel_dim=3, tie_word_embeddings=True,
     )  # fmt: skip
     parity.check_decoder(config, tmp_path, seed=1, length=135, batch=2)
+
+
+def test_a_stack_of_ours_can_be_said_and_signed_eigenvalues_cannot():
+    config = ModelConfig(
+        pattern="GEA-", vocab_size=61, d_model=32, n_heads=4, norm_eps=1e-6, attention={"gate": True, "qk_norm": True},
+        moe={"n_shared": 1, "shared_gate": "sigmoid"}, tie_embeddings=False,
+    )  # fmt: skip
+    family, said = say_config(config)
+    assert family is FAMILY
+    assert (said["linear_num_value_heads"], said["linear_key_head_dim"], said["mlp_only_layers"]) == (4, 6, [1])
+    with pytest.raises(ConfigError, match=r"gated_delta\.eigenvalues: 'signed' cannot be said"):
+        say_config(dataclasses.replace(config, gated_delta={"eigenvalues": "signed"}), "qwen3_next")
 
 
 def test_published_sizes():

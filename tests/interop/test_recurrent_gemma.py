@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 
+from hybrid.config import ModelConfig
 from hybrid.interop.families.recurrent_gemma import FAMILY, embedding_scale
+from hybrid.interop.huggingface import say_config
 from hybrid.validation import ConfigError
 from tests.interop import parity
 
@@ -43,9 +46,21 @@ def test_published_sizes():
     assert (config.d_model, config.width_ff, config.sliding_window.window) == (2560, 7680 // 2, 2048)
 
 
-def test_what_the_family_cannot_say_is_refused():
-    import dataclasses
+def test_a_griffin_of_ours_can_be_said():
+    config = ModelConfig(
+        pattern="(L-)2S-", vocab_size=61, d_model=32, n_heads=4, n_kv_heads=1, head_dim=8, logit_softcap=30.0,
+        embedding_scale=embedding_scale(32), norm_eps=1e-6, rglru={"blocks": 4, "min_radius": 0.8},
+        sliding_window={"window": 7, "rope_fraction": 0.5, "out_bias": True},
+        mlp={"activation": "geglu_tanh", "bias": True},
+    )  # fmt: skip
+    family, said = say_config(config)
+    assert family is FAMILY
+    assert said["block_types"] == ["recurrent", "recurrent", "attention"]
+    with pytest.raises(ConfigError, match=r"rglru\.c: 4\.0 cannot be said"):
+        say_config(dataclasses.replace(config, rglru={"c": 4.0}), "recurrent_gemma")
 
+
+def test_what_the_family_cannot_say_is_refused():
     config = FAMILY.read({"num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 4})
     for change, words in (
         ({"pattern": "L-A-"}, "pattern.*can: L- and S-"),

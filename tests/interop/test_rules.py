@@ -149,6 +149,19 @@ def test_a_constant_is_made_and_must_hold():
         list(table.save({"scale": np.array([1.0, 1.0, 2.0])}.__getitem__))
 
 
+def test_rows_that_lie_head_by_head_are_brought_together_before_the_cut():
+    """Two heads, each with one row of q and two of k."""
+    rule = joined("qk", ["q", "k"], TRANSPOSED, whole=(reordered([0, 3, 1, 2, 4, 5], 0),))
+    table = Table((rule,), {"q": (7, 2), "k": (7, 4)})
+    theirs = random(table.expected())
+    assert theirs["qk"].shape == (6, 7)
+    ours = load(table, theirs)
+    np.testing.assert_array_equal(ours["q"], theirs["qk"][[0, 3]].T)
+    np.testing.assert_array_equal(ours["k"], theirs["qk"][[1, 2, 4, 5]].T)
+    (back,) = [make() for _, _, make in table.save(ours.__getitem__)]
+    np.testing.assert_array_equal(back, theirs["qk"])
+
+
 def test_faults_of_a_table_are_found_at_once():
     with pytest.raises(ValueError, match="leaves without a rule: b"):
         Table((same("a", "a"),), {"a": (1,), "b": (1,)})

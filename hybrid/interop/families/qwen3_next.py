@@ -31,7 +31,7 @@ def read(json: Json) -> ModelConfig:
     return ModelConfig(
         pattern="".join(KINDS[kind] + channel for kind, channel in zip(kinds, channels(json), strict=True)),
         **llama.read_sizes(said),
-        attention={"qk_norm": True, "gate": True, "rope_fraction": 0.25, **read_rope(json)},
+        attention={"qk_norm": True, "gate": True, **read_rope(json, fraction=0.25)},
         gated_delta={
             "n_key_heads": pick(json, "linear_num_key_heads", 16),
             "n_value_heads": pick(json, "linear_num_value_heads", 32),

@@ -49,8 +49,7 @@ def read(json: Json) -> ModelConfig:
             "window": pick(json, "attention_window_size", 2048),
             "qkv_bias": pick(json, "attention_bias", False),
             "out_bias": True,
-            "rope_fraction": 0.5,
-            **read_rope(json),
+            **read_rope(json, fraction=0.5),
         },
         rglru={
             "width": json.get("lru_width"),
@@ -70,7 +69,7 @@ def block_types(json: Json) -> list[str]:
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
-    must(config, "recurrent_gemma", positions="rope", norm="rmsnorm", norm_position="before", head_dim=None)
+    must(config, "recurrent_gemma", positions="rope", norm="rmsnorm", norm_position="before")
     must(config, "recurrent_gemma", embedding_scale=embedding_scale(config.d_model))
     mixers, channels = config.sequence[::2], config.sequence[1::2]
     kinds = {ours: theirs for theirs, ours in KINDS.items()}
