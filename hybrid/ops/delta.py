@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hybrid.ops.forms import accumulator, lookup
+from hybrid.ops.forms import accumulator, keep_mask, lookup
 from hybrid.validation import ConfigError
 
 CHUNK = 64
@@ -68,7 +68,7 @@ def gated_delta_rule(
     ) -> jax.Array:  # (batch, length, heads, ...) -> (batch, length, key heads, group, ...)
         return array.astype(dtype).reshape(*array.shape[:2], key_heads, group, *array.shape[3:])
 
-    new = jnp.zeros((batch, length), bool) if segment_ids is None else _begins(segment_ids, previous_segment)
+    new = jnp.zeros((batch, length), bool) if segment_ids is None else ~keep_mask(segment_ids, previous_segment)
     out, state = function(
         min(chunk or CHUNK, length), q.astype(dtype), k.astype(dtype), by_group(v), by_group(log_decay), by_group(beta),
         new, state.reshape(batch, key_heads, group, d_key, d_value),
@@ -100,12 +100,6 @@ def gated_delta_rule_reference(
         state = jnp.stack(rows, axis=1)
         outputs.append(jnp.stack(outs, axis=1))
     return jnp.stack(outputs, axis=1), state
-
-
-def _begins(segment_ids: jax.Array, previous_segment: jax.Array | None) -> jax.Array:
-    """(batch, length) bool: True where the document of a position is not that of the position before it."""
-    before = segment_ids[:, 0] if previous_segment is None else previous_segment
-    return segment_ids != jnp.concatenate([before[:, None], segment_ids[:, :-1]], axis=1)
 
 
 # --- forms ------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What all operators share: looking a form up by its name, and the types that they calculate in."""
+"""What all operators share: forms by name and platform, the types that they calculate in, borders of documents."""
 
 from __future__ import annotations
 
@@ -28,3 +28,9 @@ def accumulator(*arrays: jax.Array) -> jnp.dtype:
 def by_platform(choices: Mapping[str, T]) -> T:
     """The choice for the platform that jax runs on by default; `choices["other"]` for one that is not named."""
     return choices.get(jax.default_backend(), choices["other"])
+
+
+def keep_mask(segment_ids: jax.Array, previous_segment: jax.Array | None = None) -> jax.Array:
+    """(batch, length) bool: False where the document of a position is not that of the position before it."""
+    before = segment_ids[:, 0] if previous_segment is None else previous_segment
+    return segment_ids == jnp.concatenate([before[:, None], segment_ids[:, :-1]], axis=1)

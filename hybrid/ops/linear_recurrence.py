@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hybrid.ops.forms import accumulator, by_platform, lookup
+from hybrid.ops.forms import accumulator, by_platform, keep_mask, lookup
 from hybrid.validation import ConfigError
 
 
@@ -59,7 +59,7 @@ def linear_recurrence(
         return b, state
     a = a.astype(dtype)
     if segment_ids is not None:
-        a = a * _keep(segment_ids, previous_segment)[..., None].astype(dtype)
+        a = a * keep_mask(segment_ids, previous_segment)[..., None].astype(dtype)
     chunk = min(chunk or max(1, round(length**0.5)), length)
     states = _recurrence(name, chunk, a, b.astype(dtype), state)
     return states.astype(b.dtype), states[:, -1]
@@ -79,12 +79,6 @@ def linear_recurrence_reference(
         h = a[:, t] * h + b[:, t]
         states.append(h)
     return jnp.stack(states, axis=1), h
-
-
-def _keep(segment_ids: jax.Array, previous_segment: jax.Array | None) -> jax.Array:
-    """(batch, length) bool: False where the document of a position is not that of the position before it."""
-    before = segment_ids[:, 0] if previous_segment is None else previous_segment
-    return segment_ids == jnp.concatenate([before[:, None], segment_ids[:, :-1]], axis=1)
 
 
 # --- forms: (chunk, a, b (batch, length, channels), state (batch, channels)) -> states (batch, length, channels) ------

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hybrid.ops.forms import accumulator, by_platform, lookup
+from hybrid.ops.forms import accumulator, by_platform, keep_mask, lookup
 from hybrid.ops.spread import spread
 from hybrid.validation import ConfigError
 
@@ -87,12 +87,6 @@ def selective_scan_reference(
         outputs.append(jnp.sum(c * h, axis=-1))
     y = jnp.stack(outputs, axis=1)
     return (y if D is None else y + D * x), h
-
-
-def keep_mask(segment_ids: jax.Array, previous_segment: jax.Array | None = None) -> jax.Array:
-    """(batch, length) bool: False where the document of a position is not that of the position before it."""
-    before = segment_ids[:, 0] if previous_segment is None else previous_segment
-    return segment_ids == jnp.concatenate([before[:, None], segment_ids[:, :-1]], axis=1)
 
 
 class _Inputs(NamedTuple):

@@ -19,8 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hybrid.ops.forms import accumulator, by_platform, lookup
-from hybrid.ops.scan import keep_mask
+from hybrid.ops.forms import accumulator, by_platform, keep_mask, lookup
 from hybrid.ops.spread import spread
 from hybrid.validation import ConfigError
 
