@@ -163,7 +163,7 @@ def check_decoder(
 
 
 def check_whole_and_in_steps(config: Any, folder: Path, seed: int = 0, length: int = 19, batch: int = 3) -> float:
-    """Where theirs has a fault in padding or with the cache: ours, padded and whole or token by token, gives what theirs
+    """Where theirs has a fault in padding or with the cache: ours, padded, whole or token by token, gives what theirs
     gives for each row alone and whole. The largest relative difference."""
     model = fresh(config, seed)
     ours, params = hybrid.from_huggingface(save(model, folder))

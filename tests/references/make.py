@@ -81,7 +81,9 @@ ROWS: dict[str, Callable[[], tuple[Any, str]]] = {
     ),
     "mamba": row("MambaConfig", **PURE, state_size=4),
     "mamba2": row("Mamba2Config", **PURE, **SSD, num_heads=6, head_dim=8, state_size=5, n_groups=2),
-    "bamba": row("BambaConfig", **{**TINY, **MIXED}, attn_layer_indices=[1], mamba_n_heads=6),
+    "bamba": row(
+        "BambaConfig", **{**TINY, **MIXED, "num_attention_heads": 2}, attn_layer_indices=[1], mamba_n_heads=6
+    ),
     "nemotron_h": row(
         "NemotronHConfig", **TINY, **SSD, layers_block_type=["linear_attention", "mlp", "full_attention", "moe"],
         num_key_value_heads=2, head_dim=8, mamba_num_heads=6, mamba_head_dim=6, ssm_state_size=5, n_groups=2,
