@@ -152,9 +152,10 @@ class Trial(Checked):
         if (batch // parts) % shards:
             problem = f"{batch} is not allowed; a part of {batch // parts} must be a multiple of {shards} devices"
             raise ConfigError("data.batch_size", f"{problem} (mesh.data x mesh.fsdp)")
-        for axis in ("sequence", "expert"):
-            if getattr(mesh, axis) != 1:
-                raise ConfigError(f"mesh.{axis}", f"{getattr(mesh, axis)} is not allowed; only 1 is built yet")
+        if mesh.sequence != 1:
+            raise ConfigError("mesh.sequence", f"{mesh.sequence} is not allowed; only 1 is built yet")
+        if mesh.expert != 1 and all(kind.group != "moe" for kind, _ in self.model.parts()):
+            raise ConfigError("mesh.expert", f"{mesh.expert} is not allowed; the model has no experts (E)")
 
     def _check_traits(self) -> None:
         objective = OBJECTIVES[self.data.objective]

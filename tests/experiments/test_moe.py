@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -12,6 +16,7 @@ from experiments.loop import train
 from experiments.states import live, saved
 from experiments.step import Program
 from tests.experiments.training import data_of, quick, run_of, trial
+from tests.sharded_experts import FORMS, MESHES
 
 quick = pytest.fixture(autouse=True, scope="module")(quick)
 
@@ -74,3 +79,19 @@ def test_a_run_writes_them_in_its_metrics(tmp_path):
     trained = [row for row in run.rows() if "train/loss" in row]
     assert trained
     assert all("train/aux/worst_moe_load" in row and "train/aux/moe_balance" in row for row in trained)
+
+
+@pytest.mark.slow
+def test_devices_for_experts_give_the_losses_of_one():
+    """A process of its own, with eight simulated devices."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "tests.sharded_experts"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(row["form"], row["mesh"]) for row in rows] == [(form, mesh) for form in FORMS for mesh in MESHES]
+    for form in FORMS:
+        alone, *others = (row for row in rows if row["form"] == form)
+        for row in others:
+            np.testing.assert_allclose(row["losses"], alone["losses"], rtol=1e-10)
+            assert "expert" in row["up"]

@@ -1,0 +1,54 @@
+"""Do experts help at equal active parameters, and which way of keeping them busy is best?
+
+Command:  python -m experiments.sweep --config=configs/moe.py --workdir=runs/moe
+Time:     about four minutes on two CPU cores
+Finding:  (not run yet)
+"""
+
+import ml_collections
+
+from experiments.grid import axis, chain, point, product
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Three layers of attention, each with a channel sublayer in which a token meets 256 hidden units.
+
+    They are one MLP, or 2 of 8 experts of 128: three and a half times the parameters, and the same for one token but
+    for the router. The loss keeps the experts busy in one arm, in the other a bias in the choice alone.
+    """
+    return ml_collections.ConfigDict(
+        {
+            "model": {
+                "pattern": "(A-)3",
+                "d_model": 64,
+                "n_heads": 4,
+                "d_ff": 256,
+                "moe": {"n_experts": 8, "top_k": 2, "d_ff": 128},
+            },
+            "data": {"source": "shakespeare", "seq_len": 128, "batch_size": 8},
+            "optimizer": {"learning_rate": 3e-3, "weight_decay": 0.1, "schedule": "cosine", "warmup_steps": 30},
+            "train": {"steps": 300},
+            "evaluate": {"every": 150, "sequences": 128},
+            "checkpoint": {"every": 150},
+            "study": {"name": "moe", "seeds": 3, "baseline": "dense"},
+            "seed": 0,
+        }
+    )
+
+
+def sweep() -> list[dict]:
+    """A dense MLP and experts kept busy in two ways; the better of two rates is confirmed with three seeds."""
+    arms = chain(
+        point({"arm": "dense", "model.pattern": "(A-)3"}),
+        point({"arm": "2 of 8, balance loss", "model.pattern": "(AE)3", "model.moe.balance_loss": 0.01}),
+        point(
+            {
+                "arm": "2 of 8, bias without a loss",
+                "model.pattern": "(AE)3",
+                "model.moe.gate": "sigmoid",
+                "model.moe.balance_loss": 0.0,
+                "model.moe.bias_rate": 1e-3,
+            }
+        ),
+    )
+    return product(arms, axis("optimizer.learning_rate", [3e-3, 1e-2]))
