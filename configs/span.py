@@ -32,9 +32,9 @@ def get_config() -> ml_collections.ConfigDict:
                 "batch_size": 16,
             },
             "optimizer": {"learning_rate": 3e-3, "weight_decay": 0.1, "schedule": "cosine", "warmup_steps": 40},
-            "train": {"steps": 400},
-            "evaluate": {"every": 200, "sequences": 256},
-            "checkpoint": {"every": 200},
+            "train": {"steps": 300},
+            "evaluate": {"every": 150, "sequences": 256},
+            "checkpoint": {"every": 150},
             "study": {"name": "span", "seeds": 3, "baseline": "attention", "score": "loss"},
             "seed": 0,
         }
