@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from hybrid.ops.forms import by_platform, lookup
 
-ROWS = 128
+ROWS, LEAST = 128, 8
 """Rows of a block: enough for a product to be efficient, few enough that the last block of a group wastes little."""
 
 
@@ -72,50 +72,58 @@ _blocks.defvjp(_blocks_forward, _blocks_backward)
 FORMS: dict[str, Callable[[jax.Array, jax.Array, jax.Array], jax.Array]] = {"blocks": _blocks, "ragged": _ragged}
 
 
-def _walk(sizes: jax.Array, body: Callable, start: jax.Array) -> jax.Array:
+def _block_rows(rows: int, groups: int) -> int:
+    """Rows of a block, about as many as a group has where all are even: one token at a time is no whole block."""
+    even = 1 << max(rows // groups - 1, 0).bit_length()
+    return min(ROWS, max(LEAST, even))
+
+
+def _walk(sizes: jax.Array, rows: int, body: Callable, start: jax.Array) -> jax.Array:
     """body(group, first row, end of the group's rows, carry) -> carry for each block, in the order of the rows."""
-    blocks = (sizes + ROWS - 1) // ROWS
+    blocks = (sizes + rows - 1) // rows
     last, ends = jnp.cumsum(blocks), jnp.cumsum(sizes)
 
     def step(i: jax.Array, carry: jax.Array) -> jax.Array:
         group = jnp.sum(i >= last)
-        first = ends[group] - sizes[group] + ROWS * (i - last[group] + blocks[group])
+        first = ends[group] - sizes[group] + rows * (i - last[group] + blocks[group])
         return body(group, first, ends[group], carry)
 
     return jax.lax.fori_loop(0, last[-1], step, start)
 
 
-def _rows(x: jax.Array, first: jax.Array, end: jax.Array) -> jax.Array:
-    """ROWS rows from `first`, zero from `end` on."""
-    rows = jax.lax.dynamic_slice_in_dim(x, first, ROWS)
-    return jnp.where((first + jnp.arange(ROWS) < end)[:, None], rows, 0)
+def _slice(x: jax.Array, first: jax.Array, rows: int, end: jax.Array) -> jax.Array:
+    """`rows` rows from `first`, zero from `end` on."""
+    part = jax.lax.dynamic_slice_in_dim(x, first, rows)
+    return jnp.where((first + jnp.arange(rows) < end)[:, None], part, 0)
 
 
 def _block_products(x: jax.Array, weight: jax.Array, sizes: jax.Array, contract: int) -> jax.Array:
     """Rows times their weight, over its axis `contract` (0: d_in, 1: d_out). What a block writes past the end of its
     group, the blocks after it write again."""
-    padded = jnp.pad(x, ((0, ROWS), (0, 0)))
+    rows = _block_rows(x.shape[0], weight.shape[0])
+    padded = jnp.pad(x, ((0, rows), (0, 0)))
 
     def body(group, first, end, y):
         dimensions = (((1,), (contract,)), ((), ()))
-        rows = _rows(padded, first, end)
-        product = jax.lax.dot_general(rows, weight[group], dimensions, preferred_element_type=_precise(x))
+        part = _slice(padded, first, rows, end)
+        product = jax.lax.dot_general(part, weight[group], dimensions, preferred_element_type=_precise(x))
         return jax.lax.dynamic_update_slice_in_dim(y, product.astype(y.dtype), first, 0)
 
     y = jnp.zeros((padded.shape[0], weight.shape[2 - contract]), x.dtype)
-    return _walk(sizes, body, y)[: x.shape[0]]
+    return _walk(sizes, rows, body, y)[: x.shape[0]]
 
 
 def _block_gradient(x: jax.Array, dy: jax.Array, weight: jax.Array, sizes: jax.Array) -> jax.Array:
     """The gradient to the weights, (groups, d_in, d_out)."""
-    x, dy = (jnp.pad(rows, ((0, ROWS), (0, 0))) for rows in (x, dy))
+    rows = _block_rows(x.shape[0], weight.shape[0])
+    x, dy = (jnp.pad(array, ((0, rows), (0, 0))) for array in (x, dy))
 
     def body(group, first, end, total):
-        rows, cotangent = _rows(x, first, end), jax.lax.dynamic_slice_in_dim(dy, first, ROWS)
+        part, cotangent = _slice(x, first, rows, end), jax.lax.dynamic_slice_in_dim(dy, first, rows)
         dimensions = (((0,), (0,)), ((), ()))
-        return total.at[group].add(jax.lax.dot_general(rows, cotangent, dimensions, preferred_element_type=_precise(x)))
+        return total.at[group].add(jax.lax.dot_general(part, cotangent, dimensions, preferred_element_type=_precise(x)))
 
-    return _walk(sizes, body, jnp.zeros(weight.shape, _precise(x))).astype(weight.dtype)
+    return _walk(sizes, rows, body, jnp.zeros(weight.shape, _precise(x))).astype(weight.dtype)
 
 
 def _precise(x: jax.Array) -> jnp.dtype:
