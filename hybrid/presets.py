@@ -337,6 +337,7 @@ PRESETS: dict[str, Preset] = {
             "max_seq_len": 1_000_002, "emb_dim": 5, "filter_order": 64, "num_inner_mlps": 2, "activation_freq": 10,
         },
         tiny={"d_model": 64, "n_layer": 2, "d_inner": 128, "max_seq_len": 128},
+        note="the features of a million positions are learned (40 million numbers in 8 layers): 6.6M without them",
         not_counted=frozenset({"features"}),
     ),
     "griffin": Preset(
