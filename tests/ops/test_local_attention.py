@@ -100,10 +100,11 @@ def test_a_row_of_many_windows_is_never_computed_whole():
     assert automatic(200, 64) == "chunked"
     assert automatic(4096, 512) == "chunked"
     assert automatic(20, 16) == "plain"
+    assert automatic(200, None) == "chunked"
 
 
 def test_tiles_are_no_larger_than_a_window_that_is_wide():
-    assert [tile_of(w) for w in (8, 200, 512, 100_000, None)] == [64, 64, 256, TILE, TILE]
+    assert [tile_of(w) for w in (8, 200, 512, 100_000, None)] == [64, 64, 256, 256, TILE]
 
 
 def memory(length, window, form):
