@@ -231,7 +231,10 @@ PRESETS: dict[str, Preset] = {
             "mamba_d_state": 16, "mamba_d_conv": 4, "mamba_expand": 2, "mamba_dt_rank": 256,
             "max_position_embeddings": 262144, "rms_norm_eps": 1e-6,
         },
-        tiny={**_LLAMA, "num_hidden_layers": 8, "num_experts": 4, "mamba_dt_rank": 4},
+        tiny={
+            **_LLAMA, "num_hidden_layers": 4, "attn_layer_period": 4, "attn_layer_offset": 2, "num_experts": 4,
+            "mamba_dt_rank": 4,
+        },
     ),
     "jamba-3b": Preset(
         source="ai21labs/AI21-Jamba-Reasoning-3B's config.json, as four independent repositories quote it",
@@ -245,7 +248,10 @@ PRESETS: dict[str, Preset] = {
             "mamba_d_state": 16, "mamba_d_conv": 4, "mamba_expand": 2, "mamba_dt_rank": 160,
             "max_position_embeddings": 262144, "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
         },
-        tiny={**_LLAMA, "num_key_value_heads": 1, "num_hidden_layers": 14, "mamba_dt_rank": 4},
+        tiny={
+            **_LLAMA, "num_key_value_heads": 1, "num_hidden_layers": 4, "attn_layer_period": 4, "attn_layer_offset": 2,
+            "mamba_dt_rank": 4,
+        },
     ),
     "nvidia-8b-hybrid": Preset(
         source="NVIDIA/Megatron-LM, examples/mamba (train.sh of the 8B model); Waleffe et al. 2024",
