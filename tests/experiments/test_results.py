@@ -1,6 +1,7 @@
 """Studies as data frames: run folders in every state, damaged files, the compact form."""
 
 import json
+import shutil
 
 import polars as pl
 import pytest
@@ -133,12 +134,39 @@ def test_the_compact_form_is_the_same_bytes_again_and_from_itself(small, tmp_pat
 def test_thinned_curves_keep_the_first_and_last_row_of_each_metric(small, tmp_path):
     results = load(small)
     thin = load(results.save(tmp_path / "kept", points=3)).curves
+    measured = [metric for metric in METRICS if not metric.endswith("_per_base")]  # the study is one of text
     for (name,), curve in results.curves.group_by("id"):
-        for metric in METRICS:
+        for metric in measured:
             before = curve.filter(pl.col(metric).is_not_null())
             after = thin.filter((pl.col("id") == name) & pl.col(metric).is_not_null())
             assert len(after) < len(before) or len(before) <= 3
             assert {after["step"][0], after["step"][-1]} == {before["step"][0], before["step"][-1]}
+
+
+def test_a_study_of_dna_is_compared_by_bits_per_base(small, tmp_path):
+    text, dna = load(small), tmp_path / "dna"
+    shutil.copytree(small, dna)
+    for path in [*dna.rglob("*.json"), *dna.rglob("*.jsonl")]:
+        path.write_text(path.read_text().replace("bits_per_byte", "bits_per_base"))
+    results = load(dna)
+    assert results.score == "bits_per_base"
+    assert results.runs["test_bits_per_base"].to_list() == text.runs["test_bits_per_byte"].to_list()
+    assert results.runs["test_bits_per_byte"].is_null().all()
+    assert results.table().equals(text.table())
+    kept = load(results.save(tmp_path / "kept"))
+    assert kept.table().equals(results.table())
+    assert kept.curves["validation_bits_per_base"].is_not_null().any()
+
+
+def test_tables_that_were_kept_before_scores_of_dna_are_read(small, tmp_path):
+    results = load(small)
+    folder = results.save(tmp_path / "kept")
+    for name in ("runs.csv", "curves.csv"):
+        frame = pl.read_csv(folder / name)
+        frame.drop([column for column in frame.columns if column.endswith("_per_base")]).write_csv(folder / name)
+    kept = load(folder)
+    assert kept.runs.equals(results.runs)
+    assert kept.curves["validation_bits_per_base"].is_null().all()
 
 
 def test_what_is_no_study_is_refused_by_name(tmp_path):
