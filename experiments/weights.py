@@ -191,8 +191,15 @@ def _told(message: str) -> None:
 
 
 def _library_text(library: Any, ends: frozenset[int]) -> Text:
-    return Text(
-        encode=lambda text: list(library.encode(text).ids),
-        decode=lambda tokens: library.decode(list(tokens), skip_special_tokens=True),
-        ends=ends,
-    )
+    """Of a `tokenizers.Tokenizer`."""
+
+    def encode(text: str) -> list[int]:
+        """With the tokens that stand before a text, without those that some tokenizers put behind it."""
+        bare = list(library.encode(text, add_special_tokens=False).ids)
+        whole = list(library.encode(text).ids)
+        if not bare:
+            return [token for token in whole if token not in ends]
+        first = next((n for n in range(len(whole) - len(bare) + 1) if whole[n : n + len(bare)] == bare), 0)
+        return whole[:first] + bare
+
+    return Text(encode=encode, decode=lambda tokens: library.decode(list(tokens), skip_special_tokens=True), ends=ends)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,7 +57,7 @@ def published(gguf, tmp_path_factory):
     config, params = hybrid.from_gguf(gguf)
     hybrid.to_huggingface(config, params, folder, family="llama")
     read_tokenizer(TOKENIZER).save(str(folder / "tokenizer.json"))
-    (folder / "generation_config.json").write_text('{"eos_token_id": [0, 34]}')
+    (folder / "generation_config.json").write_text('{"eos_token_id": [34]}')
     return folder
 
 
@@ -97,6 +98,30 @@ def test_a_folder_of_hugging_face_gives_the_text_of_the_gguf_file(gguf, publishe
     options = ("--prompt=a th", "--steps=10", "--temperature=0.9", "--top_p=0.9", "--seed=5")
     found = text_of(capsys, f"--weights={published}", *options)
     assert found == text_of(capsys, f"--weights={gguf}", *options) and len(found) > 4
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "empty"),
+    [
+        ("$A", [2, 3], []),
+        ("<s> $A", [0, 2, 3], [0]),
+        ("<s> $A </s>", [0, 2, 3], [0]),
+        ("$A </s>", [2, 3], []),
+        ("<s> <s> $A </s> </s>", [0, 0, 2, 3], [0, 0]),
+    ],
+)
+def test_a_prompt_has_what_stands_before_a_text_and_not_what_ends_it(published, tmp_path, template, prompt, empty):
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    library = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 34, "a": 2, "b": 3, "?": 4}, unk_token="?"))
+    library.pre_tokenizer = pre_tokenizers.Whitespace()
+    marks = [("<s>", 0), ("</s>", 34)]
+    library.post_processor = processors.TemplateProcessing(single=template, special_tokens=marks)
+    folder = shutil.copytree(published, tmp_path / "model")
+    library.save(str(folder / "tokenizer.json"))
+    text = find(folder).text
+    assert text.ends == {34}
+    assert (text.encode("a b"), text.encode("")) == (prompt, empty)
 
 
 def test_a_run_goes_on_from_its_own_tokens(run, capsys):
