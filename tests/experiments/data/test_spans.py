@@ -104,6 +104,15 @@ def test_all_compositions_are_equally_likely() -> None:
     assert chi < 83 + 5 * np.sqrt(2 * 83)
 
 
+def test_all_masks_are_equally_likely() -> None:
+    """8 tokens, 4 of them in 2 spans: 3 ways to cut the noise times 3 to cut the rest."""
+    about = counted(8, 0.5, 2.0)
+    masks = noise_mask(about, np.random.default_rng(1).random((9 * 1000, draws(about))))
+    counts = Counter(map(bytes, masks))
+    assert len(counts) == 9
+    assert sum((count - 1000) ** 2 / 1000 for count in counts.values()) < 8 + 5 * np.sqrt(2 * 8)
+
+
 def test_what_a_model_wrote_badly_is_filled_in_too() -> None:
     inputs, end, highest = np.array([1, 99, 2, 98, 3, 50]), 50, 99
     assert fill_in(inputs, np.array([98, 7, 99, 8, 8, 50, 4]), highest, end, 2).tolist() == [1, 8, 8, 2, 7, 3]
