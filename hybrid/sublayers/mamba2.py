@@ -135,7 +135,11 @@ def spec(config: ModelConfig) -> dict[str, Any]:
     group, d_model, size = config.mamba2, config.d_model, sizes(config)
     depth = config.n_layers**-0.5 if config.residual_init == "depth" else 1.0
     # Heads are cut over devices; B and C, which all heads of a group read, are not.
-    projections = {"z": (size.d_inner, "inner"), "x": (size.d_inner, "inner"), "dt": (size.n_heads, "inner")}
+    projections: dict[str, tuple[int, str | None]] = {
+        "z": (size.d_inner, "inner"),
+        "x": (size.d_inner, "inner"),
+        "dt": (size.n_heads, "inner"),
+    }
     projections |= dict.fromkeys(("B", "C"), (size.d_group, None))
     taps = fan_in_uniform(group.d_conv)
     tree = {}
