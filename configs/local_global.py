@@ -1,0 +1,52 @@
+"""How many layers of a stack need to see everything? Windows of 16 tokens to global attention, 1:1 to 7:1.
+
+Command:  python -m experiments.sweep --config=configs/local_global.py --workdir=runs/local_global
+Time:     four minutes on two CPU cores
+Finding:  (not run yet)
+"""
+
+import ml_collections
+
+from experiments.grid import axis, chain, point, product
+
+MIXERS = 24  # the least that all of the ratios divide
+
+
+def stack(local: int | None) -> str:
+    """`local` windows before each global layer (None: windows alone), and an MLP after every fourth mixer."""
+    kinds = ["S" if local is None or (i + 1) % (local + 1) else "A" for i in range(MIXERS)]
+    return "".join(kind + ("-" if i % 4 == 3 else "") for i, kind in enumerate(kinds))
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Deep and narrow stacks of equal size: an S has the parameters of an A."""
+    return ml_collections.ConfigDict(
+        {
+            "model": {
+                "pattern": stack(0),
+                "d_model": 32,
+                "n_heads": 4,
+                "sliding_window": {"window": 16},
+            },
+            "data": {"source": "shakespeare", "seq_len": 256, "batch_size": 4},
+            "optimizer": {"learning_rate": 1e-2, "weight_decay": 0.1, "schedule": "cosine", "warmup_steps": 20},
+            "train": {"steps": 150},
+            "evaluate": {"every": 75, "sequences": 64},
+            "checkpoint": {"every": 75},
+            "study": {"name": "local_global", "seeds": 3, "baseline": "global"},
+            "seed": 0,
+        }
+    )
+
+
+def sweep() -> list[dict]:
+    """One rate for all, because the arms differ in what attention sees and in nothing else; three seeds each."""
+    arms = chain(
+        point({"arm": "global", "model.pattern": stack(0)}),
+        point({"arm": "1:1", "model.pattern": stack(1)}),
+        point({"arm": "3:1", "model.pattern": stack(3)}),
+        point({"arm": "5:1", "model.pattern": stack(5)}),
+        point({"arm": "7:1", "model.pattern": stack(7)}),
+        point({"arm": "windows alone", "model.pattern": stack(None)}),
+    )
+    return product(arms, axis("optimizer.learning_rate", [1e-2]))
