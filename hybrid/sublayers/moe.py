@@ -237,9 +237,8 @@ def extend(config: ModelConfig, params: Mapping[str, Any], x: Any, state: MoeSta
 
 
 def reference(config: ModelConfig, params: Mapping[str, Any], x: Any, context: Context) -> Any:
-    """Token by token in order, expert by expert, with a count of how full each is."""
+    """Every expert on every token, and a sum in which the chosen count; with capacity, served in order."""
     group, (batch, length, _) = config.moe, x.shape
-    limit = capacity(config, length) if group.dispatch == "capacity" else length
     real = jnp.ones((batch, length), bool) if context.padding is None else context.padding
     logits = x @ params["router"]
     if group.gate == "sigmoid":
@@ -253,13 +252,9 @@ def reference(config: ModelConfig, params: Mapping[str, Any], x: Any, context: C
         left = jnp.where(chosen[-1], -jnp.inf, left)
     total = sum((scores * one).sum(-1, keepdims=True) for one in chosen)
     weights = group.gate_scale * scores / (1.0 if group.gate == "jamba" else total)
-    full = jnp.zeros((batch, group.n_experts), int)
-    taken = jnp.zeros(scores.shape, bool)
-    for t in range(length):
-        for one in chosen:
-            wanted = one[:, t] & real[:, t, None]
-            taken = taken.at[:, t].set(taken[:, t] | (wanted & (full < limit)))
-            full = full + wanted
+    taken = sum(chosen) * real[..., None]
+    if group.dispatch == "capacity":
+        taken = _reference_places(chosen, real, capacity(config, length))
     y = jnp.zeros_like(x)
     for e in range(group.n_experts):
         own = {name: params[name][e] for name in ("up", "gate", "down") if name in params}
@@ -268,6 +263,18 @@ def reference(config: ModelConfig, params: Mapping[str, Any], x: Any, context: C
         shared = _reference_mlp(config, params["shared"], x)
         y = y + (shared / (1.0 + jnp.exp(-x @ params["shared"]["router"])) if "router" in params["shared"] else shared)
     return y
+
+
+def _reference_places(chosen: list[Any], real: Any, limit: int) -> Any:
+    """(batch, length, E): the choices that found their expert with a free place."""
+    full = jnp.zeros(chosen[0][:, 0].shape, int)
+    taken = jnp.zeros(chosen[0].shape, bool)
+    for t in range(taken.shape[1]):
+        for one in chosen:
+            wanted = one[:, t] & real[:, t, None]
+            taken = taken.at[:, t].set(taken[:, t] | (wanted & (full < limit)))
+            full = full + wanted
+    return taken
 
 
 def _reference_mlp(config: ModelConfig, params: Mapping[str, Any], x: Any) -> Any:
