@@ -9,9 +9,9 @@ import pytest
 from flax import linen, nnx
 
 import hybrid
-from hybrid import ModelConfig
+from hybrid import Context, ModelConfig
 from hybrid.interop.flax import Untrained, linen_model, linen_sublayer, linen_variables, nnx_model, nnx_sublayer
-from hybrid.interop.flax.common import Sublayer, joined
+from hybrid.interop.flax.common import joined
 from hybrid.sublayers import KINDS
 from hybrid.testing.subject import compiled
 from hybrid.validation import ConfigError
@@ -58,13 +58,13 @@ def test_a_sublayer_is_its_functional_form(case):
     fields = {**FIELDS, **fields}
     x, given = inputs(symbol)
     module = linen_sublayer(symbol, **fields)
-    function = Sublayer(module.config)
+    ((kind, view),) = module.config.kinds()
     key = jax.random.key(5)
     drop = jax.random.key(6)
 
     def initial(key):
         made = hybrid.init(module.config, Key("params").apply({}, rngs={"params": key}))
-        of_nnx = function.init(nnx.Rngs(params=3).params())
+        of_nnx = hybrid.init(module.config, nnx.Rngs(params=3).params())["layers"]["0"]["sublayer"]
         return made["layers"]["0"]["sublayer"], module.init({"params": key}, x, **given), of_nnx
 
     ours, variables, theirs = compiled(initial)(key)
@@ -84,8 +84,13 @@ def test_a_sublayer_is_its_functional_form(case):
         return (y * jnp.cos(jnp.arange(8.0))).sum()
 
     def functional(params, key):
-        y, aux = function.forward(joined(params, changing), x, dropout_key=key, **given)
-        return score(y), (y, joined(function.updated(joined(params, changing), aux), {}))
+        params, key = joined(params, changing), jax.random.fold_in(key, 0)
+        real = given["padding"]
+        counted = jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0)
+        y, aux = kind.apply(view, params, x, Context(positions=counted, dropout_key=key, **given))
+        if view.dropout:
+            y = jnp.where(jax.random.bernoulli(key, 1 - view.dropout, y.shape), y / (1 - view.dropout), 0)
+        return score(y), (y, {**params, **aux.updates})
 
     def through_linen(params):
         y, after = module.apply(
