@@ -134,6 +134,27 @@ def test_the_bias_without_a_loss_evens_out_a_skewed_router(x64):
     np.testing.assert_array_equal(gradient["balance_bias"], 0.0)
 
 
+def test_descending_the_balance_loss_alone_evens_out_a_skewed_router(x64):
+    one = subject(balance_loss=1.0)
+    x = jax.random.normal(jax.random.key(0), (4, 64, 8), jnp.float64).at[..., 0].set(1.0)
+    params = skewed(one)
+    params["router"] = 0.3 * params["router"] + jnp.zeros((8, 4)).at[0].set(jnp.asarray([2.0, 1.0, -1.0, -1.0]))
+
+    def loss(router):
+        aux = KIND.apply(one.view, {**params, "router": router}, x, context(x))[1]
+        return aux.losses["moe_balance"], aux.metrics["worst_moe_load"]
+
+    step, router, seen = compiled(jax.value_and_grad(loss, has_aux=True)), params["router"], []
+    for _ in range(60):
+        values, gradient = step(router)
+        seen.append(values)
+        router = router - 2.0 * gradient
+    assert seen[0][0] > 1.3
+    assert seen[0][1] > 1.6
+    assert seen[-1][0] < 1.02
+    assert seen[-1][1] < 1.3
+
+
 def test_the_bias_moves_by_its_rate_towards_the_experts_that_have_less(x64):
     one = subject(bias_rate=0.01, top_k=1)
     x = jnp.ones((1, 6, 8))
