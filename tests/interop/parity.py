@@ -162,10 +162,15 @@ def check_decoder(
     return max(found.values())
 
 
-def check_whole_and_in_steps(config: Any, folder: Path, seed: int = 0, length: int = 19, batch: int = 3) -> float:
+def check_whole_and_in_steps(
+    config: Any, folder: Path, seed: int = 0, length: int = 19, batch: int = 3,
+    change: Callable[..., Any] | None = None,
+) -> float:
     """Where theirs has a fault in padding or with the cache: ours, padded, whole or token by token, gives what theirs
     gives for each row alone and whole. The largest relative difference."""
     model = fresh(config, seed)
+    if change is not None:
+        change(model)
     ours, params = hybrid.from_huggingface(save(model, folder))
     tokens, mask = padded(batch, length, "left", seed)
     wanted = np.zeros((*tokens.shape, VOCABULARY), np.float32)

@@ -47,6 +47,13 @@ def test_layers_of_attention_are_those_of_the_published_model():
     assert round(parameters(config).total / 1e7) == 978  # 9.78 billion
 
 
+def test_layers_of_attention_that_are_not_there_are_refused():
+    from hybrid.interop.families.bamba import FAMILY
+
+    with pytest.raises(ConfigError, match=r"config\.json: attn_layer_indices: \[3\].*0 to 2"):
+        FAMILY.read({**SIZES, "attn_layer_indices": [3]})
+
+
 def test_what_cannot_be_said_is_named():
     config = hybrid.ModelConfig(pattern="A-D-", vocab_size=17, d_model=32, n_heads=4)
     assert say_config(config)[1]["attn_layer_indices"] == [0]

@@ -45,6 +45,17 @@ def test_equal_with_the_norm_and_biases_and_tied(tmp_path, norm_before_gate):
     parity.check_decoder(config, tmp_path, left=False)
 
 
+@pytest.mark.parametrize(
+    "said", [{"ssm_multipliers": [1.0]}, {"mlp_multipliers": [1.0, "2"]}, {"mamba_d_head": 7}, {"mamba_n_heads": 0}]
+)
+def test_what_cannot_be_read_is_named(said):
+    from hybrid.interop.families.falcon_h1 import FAMILY
+
+    json_ = {**SIZES, **said}
+    with pytest.raises(ConfigError, match=rf"config\.json: ({next(iter(said))}|mamba_d_head)"):
+        FAMILY.rules(FAMILY.read(json_), json_)
+
+
 def test_what_cannot_be_said_is_named():
     sizes = {"vocab_size": 17, "d_model": 32, "n_heads": 4}
     family, said = say_config(hybrid.ModelConfig(pattern="([A|D]-)2", **sizes))

@@ -51,6 +51,19 @@ def test_equal_with_biases_and_no_bias_of_the_convolution(tmp_path):
     parity.check_decoder(config, tmp_path, left=False)
 
 
+def test_limits_of_the_steps_are_those_that_the_file_says(tmp_path):
+    """As NVIDIA's code has them, in a whole row and in one token: what transformers does once its mixers are told."""
+    from transformers import NemotronHConfig
+
+    def tell(model):
+        for layer in model.model.layers:
+            if hasattr(layer.mixer, "time_step_limit"):
+                layer.mixer.time_step_limit = (0.2, 0.6)
+
+    config = NemotronHConfig(**SIZES, layers_block_type=[D, A, D], time_step_limit=(0.2, 0.6))
+    parity.check_whole_and_in_steps(config, tmp_path, change=tell)
+
+
 def test_patterns_of_older_files():
     assert read_pattern({"hybrid_override_pattern": "M-M*-ME"}) == "D-DA-DE"
     assert read_pattern({"layers_block_type": ["mamba", "attention", "mlp", "moe"]}) == "DA-E"

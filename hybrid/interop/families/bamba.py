@@ -15,6 +15,8 @@ from hybrid.validation import ConfigError
 def read(json: Json) -> ModelConfig:
     n, bias = pick(json, "num_hidden_layers", 32), pick(json, "attention_bias", False)
     attention = pick(json, "attn_layer_indices", [])
+    if not set(attention) <= set(range(n)):
+        raise ConfigError("config.json: attn_layer_indices", f"{attention} is not read; must lie in 0 to {n - 1}")
     require(json, hidden_act="silu")  # of the mixers too
     turned = pick(pick(json, "rope_parameters", {}), "partial_rotary_factor", 0.5)
     return ModelConfig(
@@ -38,7 +40,7 @@ def read_mixer(json: Json, d_inner: int | None = None) -> dict[str, Any]:
     expand, heads = pick(json, "mamba_expand", 2), pick(json, "mamba_n_heads", 128)
     d_inner = d_inner or expand * pick(json, "hidden_size", 4096)
     head_dim = json.get("mamba_d_head", "auto")
-    if d_inner % heads or head_dim not in ("auto", d_inner // heads):
+    if heads < 1 or d_inner % heads or head_dim not in ("auto", None, d_inner // heads):
         problem = f"{head_dim!r} is not read; {heads} heads must make up {d_inner} channels"
         raise ConfigError("config.json: mamba_d_head", problem)
     return {

@@ -21,7 +21,7 @@ UNIT = ("[A|D]", "-")
 def read(json: Json) -> ModelConfig:
     require(json, hidden_act="silu")
     bias, out_bias = pick(json, "attention_bias", False), pick(json, "projectors_bias", False)
-    d_inner = json.get("mamba_d_ssm", 1024)
+    d_inner = None if "mamba_d_ssm" in json and json["mamba_d_ssm"] is None else pick(json, "mamba_d_ssm", 1024)
     before = pick(json, "mamba_norm_before_gate", True)
     normed = "before_gate" if before else "after_gate"
     return ModelConfig(
@@ -37,6 +37,14 @@ def read(json: Json) -> ModelConfig:
         },
         mlp={"activation": "swiglu", "bias": pick(json, "mlp_bias", False)},
     )
+
+
+def multipliers(json: Json, name: str, n: int) -> list[float]:
+    """A field that holds n of them; all 1 where it is absent."""
+    said = pick(json, name, [1.0] * n)
+    if len(said) != n or not all(type(factor) in (int, float) for factor in said):
+        raise ConfigError(f"config.json: {name}", f"{said} is not read; must be {n} numbers")
+    return said
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
@@ -65,7 +73,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
 
 def rules(config: ModelConfig, json: Json) -> list[Entry]:
     table = bamba.outer(config)
-    inside = dict(zip(mamba2.PROJECTIONS, pick(json, "ssm_multipliers", [1.0] * 5), strict=True))
+    inside = dict(zip(mamba2.PROJECTIONS, multipliers(json, "ssm_multipliers", 5), strict=True))
     into, out = pick(json, "ssm_in_multiplier", 1.0), pick(json, "ssm_out_multiplier", 1.0)
     for i in range(config.n_layers // 2):
         theirs, ours, mlp = f"model.layers.{i}", f"layers/{2 * i}", f"layers/{2 * i + 1}"
@@ -91,7 +99,7 @@ def _attention(theirs: str, ours: str, config: ModelConfig, json: Json) -> list[
 
 
 def _mlp(theirs: str, ours: str, config: ModelConfig, json: Json) -> list[Entry]:
-    gate, down = pick(json, "mlp_multipliers", [1.0, 1.0])
+    gate, down = multipliers(json, "mlp_multipliers", 2)
     return [
         *_scaled(f"{theirs}.gate_proj", f"{ours}/gate", config.mlp.bias, 1.0, gate),
         *_scaled(f"{theirs}.up_proj", f"{ours}/up", config.mlp.bias, 1.0, 1.0),

@@ -51,7 +51,7 @@ def read_limits(json: Json) -> dict[str, float | None]:
         return {}
     if not (isinstance(said, list | tuple) and len(said) == 2):
         raise ConfigError("config.json: time_step_limit", f"{said!r} is not read (read: two numbers)")
-    low, high = (value.get("__float__") if isinstance(value, Mapping) else value for value in said)
+    low, high = (value.get("__float__", value) if isinstance(value, Mapping) else value for value in said)
     return {"dt_limit_min": low, "dt_limit_max": None if high in (math.inf, "Infinity") else high}
 
 

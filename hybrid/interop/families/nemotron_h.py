@@ -62,11 +62,11 @@ def read(json: Json) -> ModelConfig:
 
 def read_pattern(json: Json) -> str:
     if json.get("layers_block_type") is None:
-        letters = pick(json, "hybrid_override_pattern")
+        letters = str(pick(json, "hybrid_override_pattern"))
         if set(letters) - set(LETTERS):
             raise ConfigError("config.json: hybrid_override_pattern", f"{letters!r} is not read (read: M, *, -, E)")
         return "".join(LETTERS[letter] for letter in letters)
-    kinds = [OLDER.get(kind, kind) for kind in json["layers_block_type"]]
+    kinds = [OLDER.get(str(kind), str(kind)) for kind in pick(json, "layers_block_type", [])]
     if set(kinds) - set(KINDS):
         unknown = sorted(set(kinds) - set(KINDS))[0]
         raise ConfigError("config.json: layers_block_type", f"{unknown!r} is not read (read: {', '.join(KINDS)})")
