@@ -141,7 +141,7 @@ def _chunked(chunk, q, k, v, log_decay, beta, new, state):
     lag = decay[:, :, :, None] - decay[:, :, None, :]  # (n b t s h g); positive above the diagonal, where it is masked
     between = jnp.exp(jnp.minimum(lag, 0.0)) * seen[..., None, None]
     since = jnp.exp(decay) * entered  # (n b t h g)
-    until = jnp.exp(decay[:, :, -1:] - decay) * (document[:, :, -1:] == document)[..., None, None]
+    until = between[:, :, -1]  # (n b s h g)
 
     similar = jnp.einsum("nbthk,nbshk->nbtsh", k, k)[..., None] * between * beta[:, :, :, None]
     system = similar.transpose(0, 1, 4, 5, 2, 3)  # (n b h g t s); the solver takes a unit diagonal and what is below it
