@@ -22,9 +22,11 @@ from hybrid.interop.rules import Shape, Table
 from hybrid.layout import Tree, layers_of
 from hybrid.lazy import jnp, np
 from hybrid.params import declarations, declarations_per_layer, leaf_dtype, leaves
+from hybrid.pattern import MAX_SUBLAYERS
 from hybrid.validation import ConfigError, plain
 
 SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers")
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 FREE = frozenset(
@@ -52,6 +54,11 @@ def from_huggingface(folder: str | os.PathLike[str], **changes: Any) -> tuple[Mo
     home = Path(folder)
     said = _read_json(home / CONFIG)
     family = family_of(said.get("model_type"), "config.json: model_type")
+    for name in DEPTHS:  # before a list of that many entries is made
+        if isinstance(said.get(name), int) and said[name] > MAX_SUBLAYERS:
+            raise ConfigError(
+                f"config.json: {name}", f"{said[name]} is not read; at most {MAX_SUBLAYERS} sublayers are"
+            )
     try:
         config = family.read(said)
     except ConfigError:

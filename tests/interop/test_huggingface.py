@@ -166,7 +166,7 @@ def test_nothing_there(tmp_path):
         ({"hidden_act": "relu"}, "hidden_act: 'relu' is not read"),
         ({"vocab_size": "many"}, "vocab_size"),
         ({"num_attention_heads": 5}, "n_kv_heads: 2 is not allowed; must divide n_heads = 5"),
-        ({"num_hidden_layers": 10**9}, "sublayers"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers: 1000000000 is not read"),
         ({"num_hidden_layers": True}, "num_hidden_layers: True is not allowed"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "type 'yarn' is not read"),
         ({"rope_parameters": {"rope_type": "linear"}}, r"rope_parameters.factor: must be given"),
