@@ -10,6 +10,7 @@ where the model ends it. Standard output holds the text alone. Ctrl-C ends it (e
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
@@ -152,7 +153,7 @@ class _of_weights:  # noqa: N801  (reads as a block: with _of_weights():)
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, ConfigError) and not error.field.startswith("--"):
             raise ConfigError("--weights", str(error)) from None
-        if isinstance(error, ValueError | KeyError) and not isinstance(error, ConfigError):
+        if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
             raise ConfigError("--weights", f"its config.json cannot be read ({error})") from None
 
 
