@@ -7,8 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from experiments.data.config import DataConfig
+
+settings.register_profile("data", deadline=None)  # a loaded machine is no fault of an example
+settings.load_profile("data")
 
 
 @pytest.fixture(autouse=True)
