@@ -324,15 +324,13 @@ PRESETS: dict[str, Preset] = {
             "n_kv_heads": 8,  # proj_groups 4
             "d_ff": 14336, "norm_eps": 1e-5, "tie_embeddings": False,
             "attention": {"rope_theta": 500000.0},
-            "hyena": {"filter_length": 32768, "short_conv": 3},
+            "hyena": {"filter": "modal", "modes": 2, "short_conv": 3},
             "mlp": {"activation": "swiglu"},
         },
         tiny={
             **_VOCABULARY, "pattern": "(H-A-)2", "d_model": 64, "n_heads": 4, "n_kv_heads": 2, "d_ff": 128,
-            "hyena": {"filter_length": 128},
         },
-        note="its filters are sums of two exponentials a channel, ours Hyena's network of the position",
-        not_counted=frozenset({"features"}),
+        note="its RMSNorm adds eps to the root, ours to the square",
     ),
     "hyenadna": Preset(
         source="LongSafari/hyenadna-large-1m-seqlen; HazyResearch/hyena-dna, configs/experiment/hg38/hg38_hyena.yaml",

@@ -123,6 +123,11 @@ VARIANTS = {
         "H", {"hyena": {"form": "paper", "order": 3, "filter_length": 50, "filter_width": 5}}, ("chunks", "lengths")
     ),
     "H order 3": ("H", {"hyena": {"order": 3, "filter_length": 37, "filter_width": 6}}, ("lengths",)),
+    "H modal": (
+        "H", {"hyena": {"filter": "modal", "modes": 3}},
+        ("masks", "lengths", "chunks", "state", "left_padding", "initial"),
+    ),
+    "H modal, paper, order 3": ("H", {"hyena": {"filter": "modal", "form": "paper", "order": 3}}, ("chunks",)),
     "- relu": ("-", {"d_ff": 5, "mlp": {"activation": "relu", "bias": True}}, ("masks",)),
     **{
         f"- {name}": ("-", {"d_ff": 5, "mlp": {"activation": name, "bias": True}}, ("masks",))

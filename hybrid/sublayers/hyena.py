@@ -5,18 +5,22 @@ Two forms that the paper and its published code do not share. `order` N counts t
 `code`   the operator of the authors' repository and of the published weights: N streams and a value, gate then
          convolve N - 1 times, the first stream gates last. Each convolution has a skip.
 `paper`  definition 3.1 and algorithm 3: convolve then gate, N times, no skip.
+
+`filter` says where the taps come from: `implicit`, a network of the position, or `modal`, sums of decaying oscillations
+(StripedHyena; hybrid/sublayers/modal_filter.py), which take any length and decode from a state that does not grow.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from hybrid.lazy import jax, jnp, struct
 from hybrid.params import Param, fan_in_uniform, normal
 from hybrid.sublayers.kind import Aux, Context, Kind, Traits
+from hybrid.sublayers.modal_filter import modal_extend, modal_spec, modal_state, modal_taps, modal_taps_reference
 from hybrid.validation import Checked, ConfigError, NaturalFloat, PositiveFloat, PositiveInt, at_least
 
 if TYPE_CHECKING:
@@ -26,9 +30,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class HyenaConfig(Checked):
     filter_length: PositiveInt = 2048
-    """Taps of the filters, and the longest sequence; a study sets it to its seq_len. Shorter inputs use a prefix."""
+    """Taps of implicit filters, and their longest sequence; a study sets it to its seq_len. Shorter inputs use a
+    prefix."""
     order: Annotated[int, at_least(2)] = 2
     form: Literal["code", "paper"] = "code"
+    filter: Literal["implicit", "modal"] = "implicit"
+    modes: PositiveInt = 2
+    """Poles of a modal filter, a channel."""
     short_conv: PositiveInt = 3
     """Taps of the short convolution of the streams."""
     emb_dim: Annotated[int, at_least(3)] = 5
@@ -67,6 +75,16 @@ class HyenaState:
     """(batch,) int32"""
 
 
+@struct
+class ModalState:
+    """Constant in length: the recurrences of modal filters."""
+
+    modes: tuple[Any, ...]
+    """For each long convolution (batch, d_model, modes, 2), at least float32"""
+    conv: Any
+    """(batch, short_conv - 1, streams d_model)"""
+
+
 def long_convs(config: ModelConfig) -> int:
     return config.hyena.order - (1 if config.hyena.form == "code" else 0)
 
@@ -90,8 +108,24 @@ def _constant(value: float) -> Any:
 
 def spec(config: ModelConfig) -> dict[str, Any]:
     group, d = config.hyena, config.d_model
-    streams, convs, width = (group.order + 1) * d, long_convs(config), group.filter_width
+    streams, convs = (group.order + 1) * d, long_convs(config)
     depth = config.n_layers**-0.5 if config.residual_init == "depth" else 1.0
+    tree = {
+        "in": Param((d, streams), ("embed", "inner"), fan_in_uniform(d)),
+        "in_bias": Param((streams,), ("inner",), fan_in_uniform(d), decay=False),
+        "short": Param((group.short_conv, streams), (None, "inner"), fan_in_uniform(group.short_conv)),
+        "short_bias": Param((streams,), ("inner",), fan_in_uniform(group.short_conv), decay=False),
+        **(modal_spec(config, convs) if group.filter == "modal" else _implicit_spec(config, convs)),
+        "out": Param((d, d), ("inner", "embed"), lambda *a: depth * fan_in_uniform(d)(*a)),
+        "out_bias": Param((d,), ("embed",), fan_in_uniform(d), decay=False),
+    }  # fmt: skip
+    if group.form == "code":
+        tree["skip"] = Param((convs, d), (None, "inner"), normal(1.0), decay=False)
+    return tree
+
+
+def _implicit_spec(config: ModelConfig, convs: int) -> dict[str, Any]:
+    group, d, width = config.hyena, config.d_model, config.hyena.filter_width
     hidden = fan_in_uniform(width)
     network = {
         "in": Param((group.emb_dim, width), (None, None), fan_in_uniform(group.emb_dim)),
@@ -102,25 +136,14 @@ def spec(config: ModelConfig) -> dict[str, Any]:
     for i in range(group.filter_layers):
         network[f"hidden_{i}"] = Param((width, width), (None, None), hidden)
         network[f"hidden_{i}_bias"] = Param((width,), (None,), hidden, decay=False)
-    tree = {
-        "in": Param((d, streams), ("embed", "inner"), fan_in_uniform(d)),
-        "in_bias": Param((streams,), ("inner",), fan_in_uniform(d), decay=False),
-        "short": Param((group.short_conv, streams), (None, "inner"), fan_in_uniform(group.short_conv)),
-        "short_bias": Param((streams,), ("inner",), fan_in_uniform(group.short_conv), decay=False),
-        "features": Param(
-            (group.filter_length, group.emb_dim), (None, None), _features((group.emb_dim - 1) // 2),
-            decay=False, rate=group.feature_rate,
-        ),
-        "filter": network,
-        "out": Param((d, d), ("inner", "embed"), lambda *a: depth * fan_in_uniform(d)(*a)),
-        "out_bias": Param((d,), ("embed",), fan_in_uniform(d), decay=False),
-    }  # fmt: skip
-    if group.form == "code":
-        tree["skip"] = Param((convs, d), (None, "inner"), normal(1.0), decay=False)
-    return tree
+    features = Param(
+        (group.filter_length, group.emb_dim), (None, None), _features((group.emb_dim - 1) // 2),
+        decay=False, rate=group.feature_rate,
+    )  # fmt: skip
+    return {"features": features, "filter": network}
 
 
-def filters(config: ModelConfig, params: Mapping[str, Any], length: int) -> Any:
+def implicit_taps(config: ModelConfig, params: Mapping[str, Any], length: int) -> Any:
     """The first `length` taps of each long convolution: (convolutions, d_model, length), at least float32.
 
     A network with sine activations of the positional features, times a window that decays at a rate fixed by the
@@ -140,6 +163,14 @@ def filters(config: ModelConfig, params: Mapping[str, Any], length: int) -> Any:
     rates = jnp.abs(jnp.linspace(target / group.slow_decay, target / group.fast_decay, convs * d, dtype=precise))
     time = jnp.linspace(0.0, 1.0, group.filter_length, dtype=precise)[:length]
     return taps * (jnp.exp(-rates.reshape(convs, d, 1) * time) + group.decay_shift)
+
+
+_TAPS = {"implicit": implicit_taps, "modal": modal_taps}
+
+
+def filters(config: ModelConfig, params: Mapping[str, Any], length: int) -> Any:
+    """The first `length` taps of each long convolution: (convolutions, d_model, length), at least float32."""
+    return _TAPS[config.hyena.filter](config, params, length)
 
 
 def apply(config: ModelConfig, params: Mapping[str, Any], x: Any, context: Context) -> tuple[Any, Aux]:
@@ -162,16 +193,40 @@ def apply(config: ModelConfig, params: Mapping[str, Any], x: Any, context: Conte
     return _gate(config, params, streams, convolve), Aux()
 
 
-def state(config: ModelConfig, batch: int, capacity: int) -> HyenaState:
-    """capacity d_model numbers for each long convolution: as much as a cache of keys alone."""
+def state(config: ModelConfig, batch: int, capacity: int) -> HyenaState | ModalState:
+    """capacity d_model numbers for each long convolution: as much as a cache of keys alone. Modal: 2 modes d_model."""
     group, d = config.hyena, config.d_model
+    if group.filter == "modal":
+        conv = jnp.zeros((batch, group.short_conv - 1, (group.order + 1) * d), config.compute_dtype)
+        return ModalState(modes=tuple(modal_state(config, batch) for _ in range(long_convs(config))), conv=conv)
     inputs = tuple(jnp.zeros((batch, d, capacity), config.compute_dtype) for _ in range(long_convs(config)))
     conv = jnp.zeros((batch, group.short_conv - 1, (group.order + 1) * d), config.compute_dtype)
     return HyenaState(inputs=inputs, conv=conv, filled=jnp.zeros((batch,), jnp.int32))
 
 
-def extend(config: ModelConfig, params: Mapping[str, Any], x: Any, state: HyenaState, context: Context) -> tuple:
-    """x, y: (batch, new tokens, d_model). Each new token costs a product with all taps up to its position."""
+def extend(config: ModelConfig, params: Mapping[str, Any], x: Any, state: Any, context: Context) -> tuple:
+    """x, y: (batch, new tokens, d_model). A new token costs a product with all taps up to its position; if the filter
+    is modal, a step of its recurrence."""
+    return _EXTEND[config.hyena.filter](config, params, x, state, context)
+
+
+def _extend_modal(config: ModelConfig, params: Mapping[str, Any], x: Any, state: ModalState, context: Context) -> tuple:
+    streams, conv = _streams(config, params, x, state.conv, context)
+    kernels = filters(config, params, x.shape[1])
+    modes = list(state.modes)
+
+    def convolve(i: int, u: Any) -> Any:
+        skip = params["skip"][i] if "skip" in params else None
+        y, modes[i] = modal_extend(params["poles"][i], params["residues"][i], kernels[i], skip, u, modes[i])
+        return y
+
+    y = _gate(config, params, streams, convolve)
+    return y, ModalState(modes=tuple(modes), conv=conv), Aux()
+
+
+def _extend_implicit(
+    config: ModelConfig, params: Mapping[str, Any], x: Any, state: HyenaState, context: Context
+) -> tuple:
     from hybrid.ops.fftconv import conv_tail
 
     capacity = state.inputs[0].shape[2]
@@ -193,6 +248,9 @@ def extend(config: ModelConfig, params: Mapping[str, Any], x: Any, state: HyenaS
 
     y = _gate(config, params, streams, convolve)
     return y, HyenaState(inputs=tuple(inputs), conv=conv, filled=state.filled + x.shape[1]), Aux()
+
+
+_EXTEND: dict[str, Callable[..., tuple]] = {"implicit": _extend_implicit, "modal": _extend_modal}
 
 
 def _streams(
@@ -228,10 +286,9 @@ def _gate(config: ModelConfig, params: Mapping[str, Any], streams: list[Any], co
     return linear(v.swapaxes(1, 2), params["out"], params["out_bias"])
 
 
-def reference(config: ModelConfig, params: Mapping[str, Any], x: Any, context: Context) -> Any:
-    """Each long convolution as a product with its Toeplitz matrix, its window from the formula of each channel."""
+def _implicit_taps_reference(config: ModelConfig, params: Mapping[str, Any], length: int) -> Any:
+    """(length, convolutions * d_model), the window from the formula of each channel."""
     group, d, convs = config.hyena, config.d_model, long_convs(config)
-    batch, length, _ = x.shape
     network = params["filter"]
     hidden = params["features"][:length] @ network["in"] + network["in_bias"]
     for i in range(group.filter_layers):
@@ -242,7 +299,17 @@ def reference(config: ModelConfig, params: Mapping[str, Any], x: Any, context: C
     rates = [slowest + (fastest - slowest) * c / max(convs * d - 1, 1) for c in range(convs * d)]
     times = [t / max(group.filter_length - 1, 1) for t in range(length)]
     window = [[math.exp(time * rate) + group.decay_shift for rate in rates] for time in times]
-    taps = taps * jnp.array(window)  # (length, convs d)
+    return taps * jnp.array(window)
+
+
+_TAPS_REFERENCE = {"implicit": _implicit_taps_reference, "modal": modal_taps_reference}
+
+
+def reference(config: ModelConfig, params: Mapping[str, Any], x: Any, context: Context) -> Any:
+    """Each long convolution as a product with its Toeplitz matrix."""
+    group, d = config.hyena, config.d_model
+    batch, length, _ = x.shape
+    taps = _TAPS_REFERENCE[group.filter](config, params, length)  # (length, convs d)
 
     def delayed(v: Any, steps: int) -> Any:
         return jnp.pad(v, ((0, 0), (steps, 0), (0, 0)))[:, :length]
@@ -272,11 +339,15 @@ def reference(config: ModelConfig, params: Mapping[str, Any], x: Any, context: C
     return v @ params["out"] + params["out_bias"]
 
 
+def traits(config: ModelConfig) -> Traits:
+    return Traits(packing="refused", max_length=None if config.hyena.filter == "modal" else config.hyena.filter_length)
+
+
 KIND = Kind(
     symbol="H",
     group="hyena",
     config=HyenaConfig,
-    traits=lambda config: Traits(packing="refused", max_length=config.hyena.filter_length),
+    traits=traits,
     spec=spec,
     apply=apply,
     reference=reference,
