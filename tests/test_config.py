@@ -11,6 +11,7 @@ import pytest
 
 from hybrid import ConfigError, ModelConfig, register
 from hybrid.config import as_plain
+from hybrid.pattern import SYMBOLS
 from hybrid.sublayers import KINDS, kind_of
 
 SMALL = {"pattern": "MA-H", "vocab_size": 11, "d_model": 8, "n_heads": 2}
@@ -195,11 +196,10 @@ def test_overrides_change_the_parameters_of_their_layers_alone():
 # --- the table of kinds -----------------------------------------------------------------------------------------------
 
 
-def test_kinds_that_are_not_built_are_refused_by_name():
-    for symbol, name in (("E", "moe"), ("S", "sliding_window"), ("D", "mamba2"), ("X", "cross_attention")):
-        if symbol not in KINDS:
-            with pytest.raises(ConfigError, match=rf"{symbol} \({name}\) is not built yet \(built: .*M \(mamba\)"):
-                kind_of(symbol)
+def test_every_symbol_of_the_language_is_a_kind():
+    assert {symbol: kind.group for symbol, kind in KINDS.items()} == SYMBOLS
+    with pytest.raises(ConfigError, match="unknown symbol 'Q'"):
+        kind_of("Q")
 
 
 @pytest.mark.parametrize("symbol", ["a", "1", "(", "", "ZZ", " ", "|", 3])

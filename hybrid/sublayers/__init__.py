@@ -37,12 +37,9 @@ def register(kind: Kind) -> Kind:
 
 
 def kind_of(symbol: str) -> Kind:
-    """The kind of a symbol; one that the language knows and that is not built is refused by name."""
+    """The kind of a symbol."""
     if symbol in KINDS:
         return KINDS[symbol]
-    built = ", ".join(f"{s} ({kind.group})" for s, kind in sorted(KINDS.items()))
-    if symbol in language.SYMBOLS:
-        raise ConfigError("pattern", f"{symbol} ({language.SYMBOLS[symbol]}) is not built yet (built: {built})")
     raise unknown("pattern", symbol, sorted(KINDS), f"unknown symbol {symbol!r}")
 
 

@@ -112,7 +112,11 @@ CASES = {
     "letter not defined": Case(
         ("model.symbols", "'w'"), ("--config.model.pattern=M-w-",), {"model": PATTERN, "sweep": ""}
     ),
-    "kind not built yet": pattern("D-A-", "D"),
+    "memory without an encoder": Case(
+        ("model.encoder", "must be given", "X (cross_attention)"),
+        ("--config.model.pattern=AX-",),
+        {"model": PATTERN, "sweep": ""},
+    ),
     "not causal": pattern("B-M-", "B"),
     "pattern and mixers": Case(("model.mixers", "pattern"), ("--config.model.pattern=M-A-",), {"sweep": ""}),
     # placements
