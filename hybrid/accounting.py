@@ -134,9 +134,14 @@ def layer_state_bytes(config: ModelConfig, length: int, batch: int = 1) -> list[
 def cache_bytes(config: ModelConfig, tokens: int, itemsize: int = 2) -> int:
     """Bytes of keys and values alone: what published tables call the KV cache (no slot bookkeeping, no other states).
 
-    2 * itemsize * attention layers * n_kv_heads * head_dim * tokens.
+    2 * itemsize * n_kv_heads * head_dim * tokens for each attention layer; a window keeps no more tokens than it sees.
     """
     from hybrid.sublayers.heads import heads
 
-    views = [view for kind, view in config.parts() if kind.group == "attention"]
-    return sum(2 * itemsize * heads(view)[1] * heads(view)[2] * tokens for view in views)
+    total = 0
+    for kind, view in config.parts():
+        if kind.group in ("attention", "sliding_window"):
+            _, n_kv_heads, head_dim = heads(view)
+            kept = min(tokens, view.sliding_window.window) if kind.group == "sliding_window" else tokens
+            total += 2 * itemsize * n_kv_heads * head_dim * kept
+    return total

@@ -284,3 +284,10 @@ def test_a_decoder_of_fewer_targets_costs_less():
     layers = layer_flops(model, 128, targets=32)
     assert sum(layers) < few
     assert layers[0] < layer_flops(model, 128)[0] / 3
+
+
+def test_a_window_keeps_no_more_keys_than_it_sees():
+    fields = {"vocab_size": 13, "d_model": 8, "n_heads": 2, "sliding_window": {"window": 5}}
+    config = ModelConfig(pattern="S-A", **fields)
+    assert cache_bytes(config, 3) == 2 * 2 * 2 * 8 * 3
+    assert cache_bytes(config, 100) == 2 * 2 * 8 * (100 + 5)

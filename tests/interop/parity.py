@@ -134,7 +134,12 @@ def check_round_trip(
 
 
 def check_decoder(
-    config: Any, folder: Path, seed: int = 0, length: int = 19, batch: int = 3, left: bool = True,
+    config: Any,
+    folder: Path,
+    seed: int = 0,
+    length: int = 19,
+    batch: int = 3,
+    left: bool = True,
     change: Callable[..., Any] | None = None,
 ) -> float:
     """All that a causal model of transformers is held to; gives the largest relative difference of logits.
@@ -163,7 +168,11 @@ def check_decoder(
 
 
 def check_whole_and_in_steps(
-    config: Any, folder: Path, seed: int = 0, length: int = 19, batch: int = 3,
+    config: Any,
+    folder: Path,
+    seed: int = 0,
+    length: int = 19,
+    batch: int = 3,
     change: Callable[..., Any] | None = None,
 ) -> float:
     """Where theirs has a fault in padding or with the cache: ours, padded, whole or token by token, gives what theirs
