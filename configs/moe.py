@@ -3,9 +3,9 @@
 Command:  python -m experiments.sweep --config=configs/moe.py --workdir=runs/moe
 Time:     under two minutes on two free cores by the listing's estimate, without compilation; run on one shared core
 Finding:  undecided at this size and length of training (307 thousand tokens): dense 3.263 ± 0.154 bits per byte,
-          experts with a balance loss 3.266 ± 0.196, with a bias instead 3.272 ± 0.113. The lower rate is best for every arm, at
-          the edge of the grid. At the end the worst expert has 1.3 to 1.5 times the mean load under the loss, 1.8 to
-          2.5 times under the bias (whose steps of 0.001 are small for so short a training).
+          experts with a balance loss 3.266 ± 0.196, with a bias instead 3.272 ± 0.113. The lower rate is best for every
+          arm, at the edge of the grid. At the end the worst expert has 1.3 to 1.5 times the mean load under the loss,
+          1.8 to 2.5 times under the bias (whose steps of 0.001 are small for so short a training).
 """
 
 import ml_collections
