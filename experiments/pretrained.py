@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.data import places
+from experiments.data.documents import Progress
 from experiments.data.fetching import FetchError, obtain
-from experiments.data.source import Package, Progress
+from experiments.data.source import Package
 from hybrid.validation import ConfigError, unknown
 
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.data.documents import Document, Progress, document, plain_lines
 from experiments.data.places import named_tfds
-from experiments.data.sources import Document, Progress, document, plain_lines
 from hybrid.validation import ConfigError, nearest, unknown
 
 if TYPE_CHECKING:

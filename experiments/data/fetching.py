@@ -23,7 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from experiments.data import places
-from experiments.data.source import Fetched, Package, Progress
+from experiments.data.documents import Progress
+from experiments.data.source import Fetched, Package
 from experiments.data.sources import SOURCES
 from experiments.data.turns import alone
 from experiments.files import write_json

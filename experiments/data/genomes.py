@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments.data import places
+from experiments.data.documents import Document, Progress
 from experiments.data.fasta import SUFFIXES, FastaError, records
-from experiments.data.source import Document, Fetched, Progress, Source, files, near
+from experiments.data.source import Fetched, Source, files, near
 from hybrid.validation import ConfigError, nearest
 
 if TYPE_CHECKING:

@@ -14,27 +14,17 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from experiments.data import places
+from experiments.data.documents import Document, Progress
 from experiments.data.splits import OVERSHOOT, SHARE, split_groups
 from hybrid.validation import ConfigError, nearest
 
 if TYPE_CHECKING:
     from experiments.data.config import DataConfig
 
-Progress = Callable[[str], None]
-"""Is told, in a few words, what is being done."""
-
 FETCH = "python scripts/fetch_data.py"
-
-
-class Document(NamedTuple):
-    """A text that is never cut between splits. Documents of one `group` stay in one split (editions of one play)."""
-
-    id: str
-    text: str
-    group: str
 
 
 @dataclass(frozen=True)
@@ -127,20 +117,6 @@ class Fetched(Source):
 def digest(*values: object) -> str:
     """SHA-256 of plain values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def document(name: str, text: str, group: str = "") -> Document:
-    """A document; texts that are equal share a group, so that a copy of a training text is never a test text."""
-    return Document(name, text, group or hashlib.sha256(text.encode()).hexdigest())
-
-
-def text_of(path: Path) -> str:
-    """A UTF-8 file with \\n at its line ends and no byte order mark."""
-    return plain_lines(path.read_bytes().decode("utf-8-sig"))
-
-
-def plain_lines(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def files(root: Path, suffixes: tuple[str, ...], skipped: Iterable[str] = ()) -> list[Path]:

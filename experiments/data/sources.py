@@ -14,20 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.data import places
+from experiments.data.documents import Document, Progress, document, plain_lines, text_of
 from experiments.data.genomes import FastaFolder, Genomes
-from experiments.data.source import (
-    Document,
-    Fetched,
-    Package,
-    Progress,
-    Source,
-    digest,
-    document,
-    files,
-    near,
-    plain_lines,
-    text_of,
-)
+from experiments.data.source import Fetched, Package, Source, digest, files, near
 from hybrid.validation import ConfigError, unknown
 
 if TYPE_CHECKING:

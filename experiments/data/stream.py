@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from experiments.data import places
-from experiments.data.sources import Document, Progress, digest, find
+from experiments.data.documents import Document, Progress
+from experiments.data.source import digest
+from experiments.data.sources import find
 from experiments.data.splits import SPLITS
 from experiments.data.tokenizers import KINDS, Tokenizer, chunks
 from experiments.data.turns import alone
