@@ -1,8 +1,10 @@
 """How many layers of a stack need to see everything? Windows of 16 tokens to global attention, 1:1 to 7:1.
 
 Command:  python -m experiments.sweep --config=configs/local_global.py --workdir=runs/local_global
-Time:     four minutes on two CPU cores
-Finding:  (not run yet)
+Time:     under three minutes on two free cores by the listing's estimate; run on one shared core
+Finding:  at this size and length of training (131,712 parameters, 307 thousand tokens) none does: windows alone reach
+          3.481 ± 0.023 bits per byte, 7:1 3.484, 5:1 3.489, 1:1 3.491, 3:1 3.499, all better than global attention
+          alone (3.657 ± 0.043, p from 0.007 to 0.03) and alike among each other. One rate was tried, 0.003.
 """
 
 import ml_collections
