@@ -1,8 +1,10 @@
 """Does an encoder need attention of its own, when every layer of the decoder attends to all that it read?
 
 Command:  python -m experiments.sweep --config=configs/span.py --workdir=runs/span
-Time:     four minutes on two CPU cores
-Finding:  (not run yet)
+Time:     four minutes on two free cores by estimate; run on one shared core
+Finding:  no, at this size and length of training: an encoder of Mambas alone is better than one of attention, 2.609
+          against 2.682 nats per token of the targets (0.072 ± 0.029, p = 0.02); a Mamba and then attention, 2.666, is
+          undecided. The lower of two rates is best for every arm, at the edge of the grid.
 """
 
 import ml_collections
