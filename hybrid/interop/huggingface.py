@@ -242,25 +242,36 @@ def to_huggingface(
 
 
 def say_config(config: ModelConfig, family: str | None = None) -> tuple[Family, dict[str, Any]]:
-    """(family, config.json) of a config; ConfigError with the reasons where there is none."""
+    """(family, config.json) of a config; ConfigError with the reasons where there is none.
+
+    A stack of attention alone can be said by families of hybrids too: the one that reads back nearest is taken.
+    """
     candidates = list(dict.fromkeys(FAMILIES.values())) if family is None else [family_of(family, "family")]
-    reasons = {}
+    reasons: dict[str, ConfigError] = {}
+    found = []
     for candidate in candidates:
         name = family or candidate.model_types[0]
         try:
             said = {"model_type": name, **candidate.write(config)}
-            _says_all(config, candidate, said)
-            return candidate, said
+            found.append((_differences(config, _says_all(config, candidate, said)), candidate, said))
         except ConfigError as error:
             reasons[name] = error
+    if found:
+        _, candidate, said = min(found, key=lambda entry: entry[0])
+        return candidate, said
     if family is not None:
         raise reasons[family]
     first = "; ".join(f"{name}: {error}" for name, error in list(reasons.items())[:3])
     raise ConfigError("family", f"none of {', '.join(reasons)} can say this model ({first}; ...)")
 
 
-def _says_all(config: ModelConfig, family: Family, said: Mapping[str, Any]) -> None:
-    """Reads `said` back: every field that makes the model what it is must return."""
+def _differences(config: ModelConfig, back: ModelConfig) -> int:
+    """Groups of kinds that are not the same, whether the pattern has them or not."""
+    return sum(ours != theirs for (_, ours), (_, theirs) in zip(config.groups, back.groups, strict=True))
+
+
+def _says_all(config: ModelConfig, family: Family, said: Mapping[str, Any]) -> ModelConfig:
+    """`said` read back: every field that makes the model what it is must return."""
     back = family.read(said)
     if shapes_of(back) != shapes_of(config):
         mine, yours = shapes_of(config), shapes_of(back)
@@ -284,6 +295,7 @@ def _says_all(config: ModelConfig, family: Family, said: Mapping[str, Any]) -> N
                     field = name if group is None else f"{group}.{name}"
                     problem = f"{value!r} cannot be said in a {said['model_type']} model (it would be {other_value!r})"
                     raise ConfigError(field, problem)
+    return back
 
 
 def _fields(config: ModelConfig, group: str | None) -> list[str]:

@@ -147,7 +147,7 @@ class Workshop:
         return {
             run.name: (
                 {k: v for k, v in json.loads((run / "done.json").read_text()).items() if k != "seconds"},
-                _state(max((run / "checkpoints").iterdir(), key=lambda path: int(path.stem))),
+                _state(max((run / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.stem))),  # no torn file
                 (run / "metrics.jsonl").read_bytes(),
             )
             for run in self.runs()
