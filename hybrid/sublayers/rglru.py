@@ -154,10 +154,10 @@ def _mix(
     precise = jnp.promote_types(u.dtype, jnp.float32)
 
     def sigmoid_gate(name: str) -> Any:
-        parts = u.reshape(*u.shape[:2], blocks, -1)
-        mixed = jnp.einsum(
-            "blnk,nkm->blnm", parts, params[name].astype(u.dtype), preferred_element_type=precise
-        ).reshape(u.shape)
+        # Made precise before the product: XLA on a CPU has no batched one of bfloat16 with a float32 result.
+        parts = u.reshape(*u.shape[:2], blocks, -1).astype(precise)
+        weight = params[name].astype(u.dtype).astype(precise)
+        mixed = jnp.einsum("blnk,nkm->blnm", parts, weight).reshape(u.shape)
         return jax.nn.sigmoid(mixed + params[f"{name}_bias"].astype(precise))
 
     log_a = -group.c * jax.nn.softplus(params["rate"].astype(precise)) * sigmoid_gate("recurrence_gate")

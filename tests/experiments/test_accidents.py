@@ -117,7 +117,7 @@ def test_study_that_is_killed_at_random_ends_with_the_same_bytes(shop, trainer, 
             process = begin(shop, trainer)
     process.kill()
     end(process)
-    assert min(kills.values()) >= 3, kills
+    assert min(kills.values()) >= 1, kills
     result = shop.sweep("--workers=2")
     assert result.code == 0, result.out + result.err
     assert shop.results() == undisturbed
