@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,6 +24,20 @@ CHECKED = ["hybrid.decoding", "hybrid.losses", "hybrid.model", "hybrid.norms", "
 install_import_hook(CHECKED, "beartype.beartype")
 
 import pytest  # noqa: E402
+
+
+MAPS = 25_000
+"""Regions of memory that a process may have mapped before its compiled programs are let go: each takes some ten, and
+Linux ends a process that wants more than 65,530 (vm.max_map_count)."""
+
+
+@pytest.fixture(autouse=True)
+def few_maps():
+    """Worksteal gives one process a thousand tests."""
+    yield
+    maps = Path("/proc/self/maps")
+    if "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > MAPS:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture

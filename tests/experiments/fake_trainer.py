@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiments.files import read_json, write_json
+from experiments.files import read_json, remove_temporary, write_json
 
 
 def _memory() -> None:
@@ -89,6 +89,7 @@ def _save(run: Any, state: dict[str, Any]) -> None:
 
 
 def _restore(run: Any) -> dict[str, Any] | None:
+    remove_temporary(run.checkpoints)  # of a save that was killed
     kept = sorted(Path(run.checkpoints).glob("[0-9]*.json"))
     if not kept:
         return None

@@ -94,9 +94,10 @@ def test_bits_per_byte_of_a_fixed_text_and_the_logits_of_transformers(smollm2):
 def test_minilm_gives_the_hidden_states_of_transformers():
     folder = weights("minilm")
     from tokenizers import Tokenizer
-    from transformers import BertModel
 
-    from tests.interop import parity  # skips, saying so, without torch
+    from tests.interop import parity  # first of all: skips, saying so, without torch and transformers
+
+    from transformers import BertModel
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()
