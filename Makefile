@@ -11,7 +11,7 @@ help:
 	@echo "make test       lint, types, tests, the code of the docs, the notebooks"
 	@echo "make install    the virtual environment alone, from requirements.lock"
 	@echo "make notebooks  execute the notebooks and keep their outputs"
-	@echo "make benchmark  time and memory of the operators"
+	@echo "make benchmark  speed and memory against peers and limits (twenty minutes; see docs/performance.md)"
 
 install: $(VENV)/.installed
 
@@ -45,7 +45,7 @@ notebooks: install
 	$(BIN)/python notebooks/execute.py
 
 benchmark: install
-	$(BIN)/python -m benchmarks.operators
+	$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

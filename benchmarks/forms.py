@@ -1,8 +1,8 @@
 """Times the forms of the operators against each other, in one process and in turns.
 
-    python -m benchmarks.operators                      all operators
-    python -m benchmarks.operators scan --repeats 9     one of them
-    python -m benchmarks.operators --json operators.json
+    python -m benchmarks.forms                      all operators
+    python -m benchmarks.forms scan --repeats 9     one of them
+    python -m benchmarks.forms --json forms.json
 
 A round runs every form once, so that a busy machine slows all of them; the table has medians over the rounds, the
 median of the ratios to the first form within a round, CPU time (all threads) and the temporaries of the compiled

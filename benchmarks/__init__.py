@@ -1,0 +1,1 @@
+"""Speed and memory, measured against named peers and the machine's limits: `python -m benchmarks`."""
