@@ -1,8 +1,8 @@
 """Measures all suites, each in a process of its own, and keeps the figures.
 
     python -m benchmarks                       all suites, about twenty minutes on two cores
-    python -m benchmarks operators decoding    some of them
-    python -m benchmarks operators --only scan the rows of one function of a suite
+    python -m benchmarks scans decoding        some of them
+    python -m benchmarks scans --only scan  the rows of one function of a suite
     python -m benchmarks --page                the page alone, from what was kept
 
 Rows go to benchmarks/history/COMMIT.json (with versions and the machine; figures of one commit are merged suite by
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 
-SUITES = ("machine", "operators", "training", "decoding", "sweeps", "devices")
+SUITES = ("machine", "scans", "attention", "convolution", "training", "decoding", "sweeps", "devices")
 """Modules of this package. Each has ENVIRONMENT (variables of its process) and FUNCTIONS, whose values give rows."""
 
 

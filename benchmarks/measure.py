@@ -3,8 +3,8 @@
     times = paired({"ours": lambda: jax.block_until_ready(f(x)), "theirs": lambda: g(y)}, rounds=9)
     times["ours"].faster_than(times["theirs"])      Ratio(median=12.1, low=11.8, high=12.5)
 
-Each round runs every piece once. Three times are taken: the clock's (`wall`), the CPU seconds of all threads (`cpu`) and
-those of the busiest thread (`busiest`), which is what the clock would say on a machine that is free.
+Each round runs every piece once. Three times are taken: the clock's (`wall`), the CPU seconds of all threads (`cpu`)
+and those of the busiest thread (`busiest`), which is what the clock would say on a machine that is free.
 """
 
 from __future__ import annotations

@@ -13,7 +13,10 @@ from benchmarks.history import ROOT, all_kept
 from benchmarks.rows import Row, cells, number
 
 PAGE = ROOT / "docs" / "performance.md"
-HEAD = "| work | against | figure | quartiles | bar | ours, ms (CPU, busiest thread) | theirs |\n|---|---|---:|---:|---:|---:|---:|"
+HEAD = (
+    "| work | against | figure | quartiles | bar | ours, ms (CPU, busiest thread) | theirs |\n"
+    "|---|---|---:|---:|---:|---:|---:|"
+)
 
 
 def renew() -> None:
