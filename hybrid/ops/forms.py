@@ -1,8 +1,17 @@
-"""What all operators share: forms by name and platform, the types that they calculate in, borders of documents."""
+"""What all operators share: forms by name and platform, the types that they calculate in, borders of documents.
+
+Which form an operator took is known when it is traced. A caller who wants to know asks around the tracing:
+
+    with noted() as chosen:
+        compiled = jax.jit(step).lower(*shapes).compile()
+    chosen                                                  # {"selective_scan": "chunked 32", "attention": "flash 512"}
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 import jax
@@ -11,6 +20,34 @@ import jax.numpy as jnp
 from hybrid.validation import unknown
 
 T = TypeVar("T")
+
+_listening: ContextVar[tuple[dict[str, str], ...]] = ContextVar("_listening", default=())
+
+
+@contextmanager
+def noted() -> Iterator[dict[str, str]]:
+    """A dictionary that fills with operator -> the form that it took, while functions are traced inside of the block.
+
+    An operator that took several forms has them all, in the order in which they came: "chunked 32, sequential". What
+    jax finds in a cache of its own is not traced again and says nothing: ask around the first `lower` or call.
+    """
+    chosen: dict[str, str] = {}
+    token = _listening.set((*_listening.get(), chosen))
+    try:
+        yield chosen
+    finally:
+        _listening.reset(token)
+
+
+def note(operator: str, form: str) -> None:
+    """Tells whoever listens (`noted`) that `operator` took `form`: a name, and sizes where they were chosen too.
+
+    For operators, at each call, with the public name of the function.
+    """
+    for chosen in _listening.get():
+        forms = chosen[operator].split(", ") if operator in chosen else []
+        if form not in forms:
+            chosen[operator] = ", ".join([*forms, form])
 
 
 def lookup(forms: Mapping[str, T], form: str) -> T:
