@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hybrid.lazy import jax, jnp, struct
+from hybrid.lazy import jnp, struct
 from hybrid.sublayers.heads import (
     HeadsConfig,
+    cached_form,
     check_heads,
     finish,
     heads,
@@ -34,8 +35,9 @@ class AttentionState:
     """Keys and values of the tokens so far, each slot with its position, so that slots can be evicted."""
 
     keys: Any
-    """(batch, capacity, n_kv_heads, head_dim)"""
+    """(batch, n_kv_heads, head_dim, capacity): as hybrid/ops/cached_attention.py reads it"""
     values: Any
+    """(batch, n_kv_heads, capacity, head_dim)"""
     positions: Any
     """(batch, capacity) int32"""
     valid: Any
@@ -46,25 +48,24 @@ class AttentionState:
 
 def apply(config: ModelConfig, params: Mapping[str, Any], x: Any, context: Context) -> tuple[Any, Aux]:
     """x, y: (batch, length, d_model)."""
-    from hybrid.ops.attention import attention
+    from hybrid.ops.on_mesh import attention
 
     group = config.attention
     q, k, v = project(config, group, params, x, context.positions)
     # Without positions, causality goes by the place in the row; segments part documents.
     mixed = attention(
-        q, k, v, q_segments=context.segment_ids, k_segments=context.segment_ids, k_valid=context.padding,
+        q, k, v, segment_ids=context.segment_ids, k_valid=context.padding,
         scale=group.scale, softcap=group.softcap, bias=score_bias(config, context, causal=True), form=group.form,
     )  # fmt: skip
     return finish(params, x, mixed), Aux()
 
 
 def state(config: ModelConfig, batch: int, capacity: int) -> AttentionState:
-    """Two caches of (batch, capacity, n_kv_heads, head_dim) in the compute dtype, and 5 bytes a slot."""
+    """Two caches of batch n_kv_heads capacity head_dim numbers in the compute dtype, and 5 bytes a slot."""
     _, n_kv_heads, head_dim = heads(config)
-    cache = jnp.zeros((batch, capacity, n_kv_heads, head_dim), config.compute_dtype)
     return AttentionState(
-        keys=cache,
-        values=cache,
+        keys=jnp.zeros((batch, n_kv_heads, head_dim, capacity), config.compute_dtype),
+        values=jnp.zeros((batch, n_kv_heads, capacity, head_dim), config.compute_dtype),
         positions=jnp.zeros((batch, capacity), jnp.int32),
         valid=jnp.zeros((batch, capacity), bool),
         filled=jnp.zeros((batch,), jnp.int32),
@@ -78,24 +79,23 @@ def _fits(x: Any, slots: Any) -> None:
 
 def extend(config: ModelConfig, params: Mapping[str, Any], x: Any, state: AttentionState, context: Context) -> tuple:
     """x, y: (batch, new tokens, d_model); the tokens take the next slots, padding takes slots that are not valid."""
-    from hybrid.ops.attention import attention
+    from hybrid.ops.cached_attention import cached_attention, put
 
     _fits(x, state.valid)
     group = config.attention
     q, k, v = project(config, group, params, x, context.positions)
     real = jnp.ones(x.shape[:2], bool) if context.padding is None else context.padding
-    write = jax.vmap(lambda cache, new, at: jax.lax.dynamic_update_slice_in_dim(cache, new, at, 0))
     state = AttentionState(
-        keys=write(state.keys, k.astype(state.keys.dtype), state.filled),
-        values=write(state.values, v.astype(state.values.dtype), state.filled),
-        positions=write(state.positions, context.positions.astype(jnp.int32), state.filled),
-        valid=write(state.valid, real, state.filled),
+        keys=put(state.keys, k.transpose(0, 2, 3, 1), state.filled, axis=3),
+        values=put(state.values, v.swapaxes(1, 2), state.filled, axis=2),
+        positions=put(state.positions, context.positions, state.filled, axis=1),
+        valid=put(state.valid, real, state.filled, axis=1),
         filled=state.filled + x.shape[1],
     )
-    mixed = attention(
-        q, state.keys.astype(q.dtype), state.values.astype(q.dtype), q_positions=context.positions,
-        k_positions=state.positions, k_valid=state.valid, scale=group.scale, softcap=group.softcap,
-        bias=score_bias(config, context, causal=True), form="plain",
+    mixed = cached_attention(
+        q, state.keys, state.values, q_positions=context.positions, k_positions=state.positions, k_valid=state.valid,
+        used=state.filled.max(), scale=group.scale, softcap=group.softcap,
+        bias=score_bias(config, context, causal=True), form=cached_form(group),
     )  # fmt: skip
     return finish(params, x, mixed), state, Aux()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from hybrid.lazy import jax, jnp
@@ -161,11 +162,19 @@ def score_bias(config: ModelConfig, context: Context, causal: bool) -> Callable[
     from hybrid.positions import alibi, relative_bias
 
     if config.positions == "alibi":
-        return lambda q, k: alibi(q, k, heads(config)[0])
+        return jax.tree_util.Partial(partial(alibi, n_heads=heads(config)[0]))
     if config.positions == "t5":
-        table = context.shared["relative_bias"]
-        return lambda q, k: relative_bias(q, k, table, causal, config.relative_distance)
+
+        def bias(table: Any, q: Any, k: Any) -> Any:
+            return relative_bias(q, k, table, causal, config.relative_distance)
+
+        return jax.tree_util.Partial(bias, context.shared["relative_bias"])
     return None
+
+
+def cached_form(group: HeadsConfig) -> str:
+    """The form of hybrid.ops.cached_attention: `plain` where the group asks for all scores at once in training too."""
+    return "plain" if group.form in ("plain", "reference") else "auto"
 
 
 def reference(

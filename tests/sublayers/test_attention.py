@@ -86,5 +86,5 @@ def test_rows_may_be_filled_to_different_lengths():
 def test_the_cache_has_the_compute_dtype():
     config = dataclasses.replace(example("A", n_heads=4, n_kv_heads=1, head_dim=6), compute_dtype="bfloat16")
     shapes = jax.eval_shape(lambda: KINDS["A"].state(config, 3, 10))
-    assert shapes.keys.shape == shapes.values.shape == (3, 10, 1, 6)
+    assert shapes.keys.shape == (3, 1, 6, 10) and shapes.values.shape == (3, 1, 10, 6)
     assert shapes.keys.dtype == shapes.values.dtype == jnp.bfloat16

@@ -44,7 +44,7 @@ def test_one_token_sees_w_keys_from_a_full_ring():
     _, state = subject.extend(subject.params, x[:, :8], subject.kind.state(subject.view, 2, 100), 0)
 
     def newest(slot, amount):
-        moved = state.replace(values=state.values.at[:, slot].add(amount))
+        moved = state.replace(values=state.values.at[:, :, slot].add(amount))
         return subject.extend(subject.params, x[:, 8:9], moved, 8)[0]
 
     plain = newest(0, 0.0)
@@ -91,7 +91,7 @@ def test_what_decoding_carries_does_not_grow_with_the_capacity():
     assert state_bytes(config, 100) == state_bytes(config, 1_000_000) == 2 * 8 * 8 * 2 + 8 * 5 + 4
     assert state_bytes(config, 5) < state_bytes(config, 100)
     shapes = jax.eval_shape(lambda: KINDS["S"].state(config.sublayer("S")[1], 3, 100))
-    assert shapes.keys.shape == (3, 8, 2, 4) and shapes.keys.dtype == jnp.bfloat16
+    assert shapes.keys.shape == (3, 2, 4, 8) and shapes.keys.dtype == jnp.bfloat16
 
 
 def test_two_windows_may_stand_in_one_stack():
