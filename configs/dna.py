@@ -2,7 +2,7 @@
 
 Command:  python scripts/fetch_data.py dna
           python -m experiments.sweep --config=configs/dna.py --workdir=runs/dna
-Time:     about 27 minutes of one CPU core in all (130 to 180 s a run); run on one shared core
+Time:     about 30 minutes of one CPU core in all (130 to 180 s a run); run on one shared core
 Finding:  all three go below counting (1.934 on the held-out tenth; 1.9378 at order 6 and 1.9361 for the best order and
           both strands on its test half, which is scored here) after 600 steps, 2.46 million bases: Hyena 1.909 ± 0.001
           bits per base, Mamba 1.927 ± 0.001 (worse by 0.018 ± 0.002, p = 0.001), Mamba with one attention

@@ -4,7 +4,7 @@ a Mamba. (Jamba has no positions at all and says that the Mamba before the first
 Command:  python -m experiments.sweep --config=configs/positions.py --workdir=runs/positions
 Time:     five and a half minutes on two free cores by the listing's estimate; run on one shared core
 Finding:  yes, nearly. Attention alone loses 0.608 bits per byte without rotary positions (3.656 against 3.048). With
-          one Mamba the loss is small, wherever it stands: 2.900 against 2.877 with the Mamba first, 3.005 against 2.983
+          one Mamba, first or last, the loss is small: 2.900 against 2.877 with the Mamba first, 3.005 against 2.983
           with it last; both without positions are better than attention with them (by 0.148 and 0.043, p = 0.02 each).
           A Mamba first is worth more than one last. The best of two rates lies at an edge for every arm.
 """

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,19 +27,22 @@ class Flag:
     placeholder: str
     read: Callable[[str, str], Any]
     help: str
+    repeats: bool = False
+    """May be given many times: its value is the tuple of all."""
 
 
-def _text(name: str, text: str) -> str:
+def text_of(name: str, text: str) -> str:
+    """What a flag's text is read by: any text but none. The others follow."""
     if not text:
         raise ConfigError(name, "must be given a value")
     return text
 
 
-def _path(name: str, text: str) -> Path:
-    return Path(_text(name, text))
+def path_of(name: str, text: str) -> Path:
+    return Path(text_of(name, text))
 
 
-def _count(name: str, text: str) -> int:
+def count_of(name: str, text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError(name, f"{text!r} is not allowed; must be an integer at least 1")
     return int(text)
@@ -52,15 +55,15 @@ def _switch(name: str, text: str) -> bool:
 
 
 FLAGS = {
-    "config": Flag("FILE", _path, "the study: a Python file with get_config() and, for a sweep, sweep()"),
-    "workdir": Flag("FOLDER", _path, "where everything is kept; the same command again goes on from there"),
+    "config": Flag("FILE", path_of, "the study: a Python file with get_config() and, for a sweep, sweep()"),
+    "workdir": Flag("FOLDER", path_of, "where everything is kept; the same command again goes on from there"),
     "dry_run": Flag("", _switch, "list what would run, with its size and time, and write nothing"),
-    "workers": Flag("N", _count, "processes that train side by side (default: one a core, one on an accelerator)"),
+    "workers": Flag("N", count_of, "processes that train side by side (default: one a core, one on an accelerator)"),
     "status": Flag("", _switch, "show where the study in --workdir stands"),
     "retry": Flag("", _switch, "take up again the runs that failed by an error of their own, too"),
-    "trial": Flag("FILE", _path, "the config.json of a run: trains it again in its folder, without a Python config"),
+    "trial": Flag("FILE", path_of, "the config.json of a run: trains it again in its folder, without a Python config"),
     "report": Flag("", _switch, "--report=false leaves out the report at the end"),
-    "stage": Flag("NAME", _text, "end after this stage of the study (tune or confirm)"),
+    "stage": Flag("NAME", text_of, "end after this stage of the study (tune or confirm)"),
 }
 
 
@@ -81,39 +84,64 @@ class Options:
 
     def need(self, *names: str) -> None:
         """ConfigError unless each of these flags was given."""
-        for name in names:
-            if getattr(self, name) is None:
-                raise ConfigError(f"--{name}", f"must be given, as --{name}={FLAGS[name].placeholder}")
+        need(vars(self), FLAGS, *names)
 
 
 def parse(argv: Sequence[str], doc: str | None, flags: Sequence[str]) -> Options:
     """The options of a command that knows `flags` (names of FLAGS); `--help` prints `doc` and exits."""
-    table = {name: FLAGS[name] for name in flags}
+    _, given = split(argv, doc, {name: FLAGS[name] for name in flags})
+    prefix = "config."
+    overrides = [(name[len(prefix) :], given.pop(name)) for name in list(given) if name.startswith(prefix)]
+    return Options(**given, overrides=tuple(overrides))
+
+
+def split(
+    argv: Sequence[str], doc: str | None, table: Mapping[str, Flag], *, words: bool = False
+) -> tuple[list[str], dict[str, Any]]:
+    """(the words, name -> value of the flags that were given); `--help` prints `doc` and exits.
+
+    table: the flags of the command; one that knows `config` takes `--config.FIELD=TEXT` too. words: whether arguments
+    without dashes are allowed. Raises ConfigError for whatever is not understood or given twice.
+    """
     if any(word in ("--help", "-h", "--helpfull") for word in argv):
         print(usage(doc, table))
         raise SystemExit(0)
-    given: dict[str, str] = {}
-    words = list(argv)
-    while words:
-        word = words.pop(0)
+    plain: list[str] = []
+    given: dict[str, list[str]] = {}
+    left = list(argv)
+    while left:
+        word = left.pop(0)
         name, equals, text = word.partition("=")
-        if not word.startswith("--") or len(word) == 2:
+        if words and not word.startswith("-"):
+            plain.append(word)
+            continue
+        if not words and (not word.startswith("--") or len(word) == 2):
             raise ConfigError(word, _not_a_flag(word, table))
-        name = name[2:]
+        name = name.removeprefix("--")
         if name not in table and not (name.startswith("config.") and "config" in table):
-            raise ConfigError(f"--{name}", _unknown_flag(name, table))
-        if name in given:
-            raise ConfigError(f"--{name}", f"is given twice ({given[name]!r} and {text or 'again'!r}); give it once")
+            raise ConfigError(name if name.startswith("-") else f"--{name}", _unknown_flag(name, table))
+        repeats = name in table and table[name].repeats
+        if name in given and not repeats:
+            problem = f"is given twice ({given[name][0]!r} and {text or 'again'!r}); give it once"
+            raise ConfigError(f"--{name}", problem)
         if not equals:
-            text = _next(name, words, table)
-        given[name] = text
-    values: dict[str, Any] = {name: table[name].read(f"--{name}", given[name]) for name in table if name in given}
-    prefix = "config."
-    overrides = [(name[len(prefix) :], text) for name, text in given.items() if name.startswith(prefix)]
-    return Options(**values, overrides=tuple(overrides))
+            text = _next(name, left, table)
+        given.setdefault(name, []).append(text)
+    values: dict[str, Any] = {}
+    for name, texts in given.items():
+        read = [table[name].read(f"--{name}", text) if name in table else text for text in texts]
+        values[name] = tuple(read) if name in table and table[name].repeats else read[0]
+    return plain, values
 
 
-def _next(name: str, words: list[str], table: dict[str, Flag]) -> str:
+def need(given: Mapping[str, Any], table: Mapping[str, Flag], *names: str) -> None:
+    """ConfigError unless each of these flags was given."""
+    for name in names:
+        if given.get(name) is None:
+            raise ConfigError(f"--{name}", f"must be given, as --{name}={table[name].placeholder}")
+
+
+def _next(name: str, words: list[str], table: Mapping[str, Flag]) -> str:
     if name in table and not table[name].placeholder:
         return "true"
     if not words or words[0].startswith("--"):
@@ -121,11 +149,11 @@ def _next(name: str, words: list[str], table: dict[str, Flag]) -> str:
     return words.pop(0)
 
 
-def _placeholder(name: str, table: dict[str, Flag]) -> str:
+def _placeholder(name: str, table: Mapping[str, Flag]) -> str:
     return table[name].placeholder if name in table else "VALUE"
 
 
-def _not_a_flag(word: str, table: dict[str, Flag]) -> str:
+def _not_a_flag(word: str, table: Mapping[str, Flag]) -> str:
     bare = word.lstrip("-")
     name = bare.partition("=")[0]
     if name in table or name.startswith("config."):
@@ -134,13 +162,14 @@ def _not_a_flag(word: str, table: dict[str, Flag]) -> str:
     return f"is not a flag; arguments are --NAME=VALUE{nearest('--' + name, allowed)} (allowed: {', '.join(allowed)})"
 
 
-def _unknown_flag(name: str, table: dict[str, Flag]) -> str:
+def _unknown_flag(name: str, table: Mapping[str, Flag]) -> str:
     allowed = [f"--{flag}" for flag in table]
     more = ["--config.FIELD"] if "config" in table else []
-    return f"unknown flag{nearest('--' + name, allowed)} (allowed: {', '.join([*allowed, *more])})"
+    hint = nearest("--" + name.lstrip("-").replace("-", "_"), allowed)
+    return f"unknown flag{hint} (allowed: {', '.join([*allowed, *more])})"
 
 
-def usage(doc: str | None, table: dict[str, Flag]) -> str:
+def usage(doc: str | None, table: Mapping[str, Flag]) -> str:
     """The text of --help."""
     rows = [
         (f"--{name}" + (f"={flag.placeholder}" if flag.placeholder else ""), flag.help) for name, flag in table.items()

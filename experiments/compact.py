@@ -8,9 +8,10 @@ from typing import Any
 
 import polars as pl
 
+from experiments.columns import AXES, METRICS, RUNS, labelled
 from experiments.files import write_json, write_text
 from experiments.frames import json_object
-from experiments.results import AXES, METRICS, RUNS, Results, labelled
+from experiments.results import Results
 from hybrid.validation import ConfigError
 
 FACTS = ("study", "baseline", "score", "symbols", "versions", "problems")

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.commandline import main
+from experiments.commandline import Flag, count_of, main, path_of, split
 from experiments.config import trial_from
 from experiments.runs import RunFolder
 from hybrid.validation import ConfigError, unknown
@@ -22,17 +22,26 @@ from hybrid.validation import ConfigError, unknown
 SPLITS = ("validation", "test")
 
 
+def _split(name: str, text: str) -> str:
+    if text not in SPLITS:
+        raise unknown(name, text, SPLITS, f"{text!r} is not allowed")
+    return text
+
+
+FLAGS = {
+    "split": Flag("SPLIT", _split, "test (default) or validation"),
+    "sequences": Flag("N", count_of, "rows that are scored (default: as many as the run's own evaluations read)"),
+    "workdir": Flag("FOLDER", path_of, "the run's folder, instead of the plain word"),
+}
+
+
 class Asked(NamedTuple):
     folder: Path
     split: str = "test"
     sequences: int | None = None
-    """None: as many as the run's own evaluations read."""
 
 
 def command(argv: list[str]) -> int:
-    if any(word in ("--help", "-h") for word in argv):
-        print((__doc__ or "").strip())
-        return 0
     asked = parse(argv)
     from experiments.environment import prepare
 
@@ -43,25 +52,13 @@ def command(argv: list[str]) -> int:
 
 def parse(argv: list[str]) -> Asked:
     """The folder, given plainly or as --workdir=FOLDER, and the flags."""
-    given: dict[str, str] = {}
-    for word in argv:
-        name, equals, text = word.partition("=") if word.startswith("--") else ("--workdir", "=", word)
-        if name not in ("--workdir", "--split", "--sequences"):
-            raise unknown(name, name, ("--split", "--sequences"), "unknown flag")
-        if name in given or not equals or not text:
-            raise ConfigError(name, "must be given once, with a value")
-        given[name] = text
-    if "--workdir" not in given:
-        raise ConfigError("FOLDER", "must be given: python -m experiments.evaluate FOLDER")
-    folder = Path(given["--workdir"])
-    if not (folder / "config.json").is_file():
-        raise ConfigError("FOLDER", f"{str(folder)!r} is not the folder of a run; it has no config.json")
-    split, count = given.get("--split", "test"), given.get("--sequences")
-    if split not in SPLITS:
-        raise unknown("--split", split, SPLITS, f"{split!r} is not allowed")
-    if count is not None and (not count.isdecimal() or int(count) < 1):
-        raise ConfigError("--sequences", f"{count!r} is not allowed; must be an integer at least 1")
-    return Asked(folder, split, int(count) if count else None)
+    words, given = split(argv, __doc__, FLAGS, words=True)
+    folders = [*map(Path, words), *([given.pop("workdir")] if "workdir" in given else [])]
+    if len(folders) != 1:
+        raise ConfigError("FOLDER", "must be given once: python -m experiments.evaluate FOLDER")
+    if not (folders[0] / "config.json").is_file():
+        raise ConfigError("FOLDER", f"{str(folders[0])!r} is not the folder of a run; it has no config.json")
+    return Asked(folders[0], **given)
 
 
 def evaluate(run: RunFolder, split: str, sequences: int | None = None, data: Any = None) -> dict[str, Any]:

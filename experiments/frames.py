@@ -10,8 +10,9 @@ from typing import Any
 
 import polars as pl
 
+from experiments.columns import AXES, METRICS, RUNS, labelled
 from experiments.files import read_json
-from experiments.results import AXES, METRICS, RUNS, Results, labelled
+from experiments.results import Results
 from experiments.runs import RunFolder
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)

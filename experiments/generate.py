@@ -19,20 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.commandline import Flag, main, usage
+from experiments.commandline import Flag, main, need, path_of, split, text_of
 from experiments.streaming import Pieces, Until
-from hybrid.validation import ConfigError, nearest
+from hybrid.validation import ConfigError
 
 if TYPE_CHECKING:
     from experiments.weights import Weights
 
 STEPS = 128
-
-
-def _some(name: str, text: str) -> str:
-    if not text:
-        raise ConfigError(name, "must be given a value")
-    return text
 
 
 def _plain(name: str, text: str) -> str:
@@ -41,6 +35,10 @@ def _plain(name: str, text: str) -> str:
     except UnicodeEncodeError:
         raise ConfigError(name, "is not UTF-8 text") from None
     return text
+
+
+def _words(name: str, text: str) -> str:
+    return _plain(name, text_of(name, text))
 
 
 def _integer(low: int) -> Callable[[str, str], int]:
@@ -66,7 +64,7 @@ def _number(holds: Callable[[float], bool], words: str) -> Callable[[str, str], 
 
 
 FLAGS = {
-    "weights": Flag("PATH", lambda name, text: Path(_some(name, text)), "a GGUF file, or a folder"),
+    "weights": Flag("PATH", path_of, "a GGUF file, or a folder"),
     "prompt": Flag("TEXT", _plain, "what the text begins with"),
     "steps": Flag("N", _integer(1), f"the most tokens that are made ({STEPS}, or what the model has room for)"),
     "temperature": Flag(
@@ -76,7 +74,7 @@ FLAGS = {
     ),
     "top_k": Flag("K", _integer(1), "draw among the K likeliest tokens"),
     "top_p": Flag("P", _number(lambda value: 0 < value <= 1, "above 0 and at most 1"), "and among the fewest with P"),
-    "stop": Flag("TEXT", lambda name, text: _plain(name, _some(name, text)), "end before it; may be given many times"),
+    "stop": Flag("TEXT", _words, "end before it; may be given many times", repeats=True),
     "seed": Flag("N", _integer(0), "of the draws (0)"),
 }
 
@@ -85,7 +83,7 @@ FLAGS = {
 class Asked:
     weights: Path
     prompt: str
-    stop: tuple[str, ...]
+    stop: tuple[str, ...] = ()
     steps: int | None = None
     temperature: float = 0.0
     top_k: int | None = None
@@ -94,9 +92,6 @@ class Asked:
 
 
 def command(argv: list[str]) -> int:
-    if any(word in ("--help", "-h") for word in argv):
-        print(usage(__doc__, FLAGS))
-        return 0
     asked = parse(argv)
     with _of_weights():
         from experiments.weights import find
@@ -115,30 +110,8 @@ def command(argv: list[str]) -> int:
 
 def parse(argv: list[str]) -> Asked:
     """The flags, each given once except --stop."""
-    given: dict[str, Any] = {"stop": ()}
-    words = list(argv)
-    while words:
-        word = words.pop(0)
-        name, equals, text = word.partition("=")
-        if not name.startswith("--") or name[2:] not in FLAGS:
-            allowed = [f"--{flag}" for flag in FLAGS]
-            hint = nearest("--" + name.lstrip("-").replace("-", "_"), allowed)
-            raise ConfigError(name, f"is not a flag{hint} (allowed: {', '.join(allowed)})")
-        flag = name[2:]
-        if not equals:
-            if not words:
-                raise ConfigError(name, f"must be given a value, as {name}={FLAGS[flag].placeholder}")
-            text = words.pop(0)
-        value = FLAGS[flag].read(name, text)
-        if flag == "stop":
-            given["stop"] += (value,)
-        elif flag in given:
-            raise ConfigError(name, "is given twice; give it once")
-        else:
-            given[flag] = value
-    for flag in ("weights", "prompt"):
-        if flag not in given:
-            raise ConfigError(f"--{flag}", f"must be given, as --{flag}={FLAGS[flag].placeholder}")
+    _, given = split(argv, __doc__, FLAGS)
+    need(given, FLAGS, "weights", "prompt")
     if given.keys() & {"top_k", "top_p", "seed"}:
         given.setdefault("temperature", 1.0)
     return Asked(**given)

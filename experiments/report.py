@@ -13,30 +13,25 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.commandline import Flag, main, usage
-from hybrid.validation import ConfigError, nearest
+from experiments.commandline import Flag, main, split, text_of
+from hybrid.validation import ConfigError
 
 if TYPE_CHECKING:
     from experiments.results import Results
 
 
-def _text(name: str, text: str) -> str:
-    if not text:
-        raise ConfigError(name, "must be given a value")
-    return text
-
-
 FLAGS = {
-    "baseline": Flag("ARM", _text, "compare with this arm instead of the study's baseline"),
-    "save": Flag("FOLDER", _text, "keep the results there too: small files to commit, read like a study"),
+    "baseline": Flag("ARM", text_of, "compare with this arm instead of the study's baseline"),
+    "save": Flag("FOLDER", text_of, "keep the results there too: small files to commit, read like a study"),
 }
 
 
 def command(argv: list[str]) -> int:
-    if any(word in ("--help", "-h", "--helpfull") for word in argv):
-        print(usage(__doc__, FLAGS))
-        return 0
-    folder, given = _parse(argv)
+    words, given = split(argv, __doc__, FLAGS, words=True)
+    if len(words) != 1 or not words[0]:
+        shown = ", ".join(map(repr, words)) or "nothing"
+        raise ConfigError("folder", f"{shown} is not allowed; must be one study, such as runs/quickstart")
+    folder = Path(words[0])
     from experiments.results import load
 
     results = load(folder)
@@ -50,29 +45,6 @@ def command(argv: list[str]) -> int:
         print(f"saved: {results.save(given['save'])}")
     print(f"report: {path}")
     return 0
-
-
-def _parse(argv: list[str]) -> tuple[Path, dict[str, str]]:
-    """The study's folder and the flags that were given."""
-    folders: list[str] = []
-    given: dict[str, str] = {}
-    for word in argv:
-        name, equals, text = word.removeprefix("--").partition("=")
-        if not word.startswith("-"):
-            folders.append(word)
-        elif name not in FLAGS or not word.startswith("--"):
-            allowed = [f"--{flag}" for flag in FLAGS]
-            raise ConfigError(word, f"unknown flag{nearest('--' + name, allowed)} (allowed: {', '.join(allowed)})")
-        elif not equals:
-            raise ConfigError(f"--{name}", f"must be given a value, as --{name}={FLAGS[name].placeholder}")
-        elif name in given:
-            raise ConfigError(f"--{name}", f"is given twice ({given[name]!r} and {text!r}); give it once")
-        else:
-            given[name] = FLAGS[name].read(f"--{name}", text)
-    if len(folders) != 1 or not folders[0]:
-        shown = ", ".join(map(repr, folders)) or "nothing"
-        raise ConfigError("folder", f"{shown} is not allowed; must be one study, such as runs/quickstart")
-    return Path(folders[0]), given
 
 
 def write(source: Results | Path) -> Path:

@@ -7,8 +7,9 @@ import polars as pl
 import pytest
 
 from experiments import verdicts
+from experiments.columns import METRICS, RUNS
 from experiments.files import lock
-from experiments.results import METRICS, RUNS, digest, load
+from experiments.results import digest, load
 from hybrid.validation import ConfigError
 from tests import fake_study
 from tests.fake_study import Arm, Run
