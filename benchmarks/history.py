@@ -20,7 +20,7 @@ def keep(suite: str, rows: list[dict[str, Any]], seconds: float) -> Path:
     """Puts the rows of a suite into the file of this commit, in the place of older ones of that suite."""
     commit = _git("rev-parse", "--short=10", "HEAD") or "unknown"
     path = FOLDER / f"{commit}.json"
-    found = json.loads(path.read_text()) if path.is_file() else {"commit": commit, "suites": {}}
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"commit": commit, "suites": {}}
     when = _git("show", "-s", "--format=%cI", "HEAD") or ""
     changed = bool(_git("status", "--porcelain", "--", "hybrid", "experiments", "benchmarks/*.py"))
     found |= {"committed": when, "versions": versions(), "machine": machine()}

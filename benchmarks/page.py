@@ -13,6 +13,8 @@ from benchmarks.history import ROOT, all_kept
 from benchmarks.rows import Row, cells, number
 
 PAGE = ROOT / "docs" / "performance.md"
+COLUMNS = 8
+"""Commits that the history shows."""
 HEAD = (
     "| work | against | figure | quartiles | bar | ours, ms (CPU, busiest thread) | theirs |\n"
     "|---|---|---:|---:|---:|---:|---:|"
@@ -64,17 +66,14 @@ def _about(kept: list[dict[str, Any]]) -> str:
 
 def _history(kept: list[dict[str, Any]]) -> str:
     """Figures with a bar, one column a commit, newest last."""
+    kept = kept[-COLUMNS:]
     figures: dict[tuple[str, str, str], dict[str, str]] = {}
     for one in kept:
-        for suite in one["suites"].values():
-            for row in map(_row, suite["rows"]):
-                if row.bar:
-                    figures.setdefault((row.work, row.against, row.bar), {})[one["commit"]] = (
-                        f"{number(row.figure)} {row.unit}"
-                    )
+        for row in (_row(record) for suite in one["suites"].values() for record in suite["rows"]):
+            if row.bar:
+                key = (row.work, row.against, row.bar)
+                figures.setdefault(key, {})[one["commit"]] = f"{number(row.figure)} {row.unit}"
     commits = [one["commit"] for one in kept]
-    head = "| work | against | bar | " + " | ".join(commits) + " |\n|---|---|---:|" + "---:|" * len(commits)
-    rows = [
-        f"| {' | '.join(key)} | " + " | ".join(at.get(c, "") for c in commits) + " |" for key, at in figures.items()
-    ]
+    head = f"| {' | '.join(('work', 'against', 'bar', *commits))} |\n|---|---|{'---:|' * (1 + len(commits))}"
+    rows = [f"| {' | '.join((*key, *(at.get(commit, '') for commit in commits)))} |" for key, at in figures.items()]
     return "\n".join([head, *rows])
