@@ -28,8 +28,11 @@ RULES: dict[str, tuple[str, ...]] = {
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
     "inner": ("tensor",),
+    "channels": ("tensor", "sequence"),
     "expert": ("expert",),
 }
+"""`channels` is for rows that must be whole while they are transformed: the devices that share their length take some
+of their channels each instead."""
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, sequence: int = 1, expert: int = 1) -> Mesh:
@@ -72,6 +75,16 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
+def batch_shardings(mesh: Mesh, batch: Mapping[str, Any]) -> dict[str, NamedSharding]:
+    """Of the arrays (batch, length, ...) of a batch: cut along both where the devices divide them."""
+
+    def one(array: Any) -> NamedSharding:
+        axes = ("batch", "length", *(None,) * array.ndim)[: array.ndim]
+        return NamedSharding(mesh, spec(mesh, array.shape, axes))
+
+    return {name: one(array) for name, array in batch.items()}
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
@@ -83,29 +96,66 @@ def on(mesh: Mesh) -> Iterator[None]:
         yield
 
 
-def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Asks XLA to keep x cut along these logical axes; does nothing where no mesh is set or it has one device."""
+def active_mesh() -> AbstractMesh | None:
+    """The mesh of several devices that a function is traced for; None without one, and inside of `per_device`."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return x
-    return jax.lax.with_sharding_constraint(x, spec(mesh, x.shape, axes))
+    if mesh.empty or mesh.size == 1 or AxisType.Manual in mesh.axis_types:
+        return None
+    return mesh
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Asks XLA to keep x cut along these logical axes; does nothing where there is no `active_mesh`."""
+    mesh = active_mesh()
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, spec(mesh, x.shape, axes))
+
+
+Axes = tuple[str | None, ...]
 
 
 def per_device(
-    function: Callable[..., jax.Array], axes: Sequence[tuple[str | None, ...]], out_axes: tuple[str | None, ...]
-) -> Callable[..., jax.Array]:
+    function: Callable[..., Any], axes: Sequence[Axes | None], out_axes: Axes | list[Axes]
+) -> Callable[..., Any]:
     """A function that is computed piece by piece along these logical axes, each device on its own piece alone.
 
-    For operators that XLA would gather whole on every device first, such as Fourier transforms. The output has the
-    sizes of the first argument. Nothing changes where no mesh is set.
+    For operators that XLA would gather whole on every device first, such as Fourier transforms, or in whose loops it
+    would let the devices talk at every step. axes: of each array, or None for a tree of arrays that every device has
+    whole (what is closed over will not do); arrays may be None. out_axes: of the output, or a list of those of several.
+    An axis is cut where the devices divide it in every array that has it. Nothing changes where there is no
+    `active_mesh`.
     """
 
-    def run(*arrays: jax.Array) -> jax.Array:
-        mesh = jax.sharding.get_abstract_mesh()
-        if mesh.empty or mesh.size == 1:
+    def run(*arrays: Any) -> Any:
+        mesh = active_mesh()
+        if mesh is None:
             return function(*arrays)
-        specs = tuple(spec(mesh, array.shape, names) for array, names in zip(arrays, axes, strict=True))
-        out = spec(mesh, arrays[0].shape, out_axes)
-        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)(*arrays)
+        named = [(array.shape, names) for array, names in zip(arrays, axes, strict=True) if _is_array(array, names)]
+        cuts = _cuts(mesh, named)
+
+        def lying(names: Axes) -> PartitionSpec:
+            return PartitionSpec(*(cuts.get(name or "") for name in names))
+
+        inputs = tuple(
+            lying(names) if _is_array(array, names) else PartitionSpec()
+            for array, names in zip(arrays, axes, strict=True)
+        )
+        outputs = tuple(map(lying, out_axes)) if isinstance(out_axes, list) else lying(out_axes)
+        shared = jax.shard_map(function, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
+        return shared(*arrays)
 
     return run
+
+
+def _is_array(array: Any, names: Axes | None) -> bool:
+    return array is not None and names is not None
+
+
+def _cuts(mesh: AbstractMesh, arrays: Sequence[tuple[tuple[int, ...], Axes]]) -> dict[str, tuple[str, ...]]:
+    """The mesh axes of each logical axis that can be cut in all arrays, given as (shape, axes)."""
+    cuts: dict[str, tuple[str, ...]] = {}
+    for shape, axes in arrays:
+        for name, entry in zip(axes, spec(mesh, shape, axes), strict=True):
+            if name is not None:
+                kept = cuts.get(name, entry or ())
+                cuts[name] = kept if entry else ()
+    return {name: devices for name, devices in cuts.items() if devices}

@@ -8,6 +8,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from hybrid.sequence import shards
+
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def spread(vector: jax.Array, shape: tuple[int, ...], axis: int = -1) -> jax.Array:
@@ -30,9 +32,12 @@ def _spread_forward(vector, shape, axis):
 
 
 def _spread_backward(shape, axis, _, cotangent):
+    accumulate = jnp.promote_types(cotangent.dtype, jnp.float32)
+    if shards(*shape[1:2]) > 1:  # one axis of batch and length would have to be gathered
+        others = tuple(i for i in range(len(shape)) if i != axis % len(shape))
+        return (jnp.sum(cotangent, others, dtype=accumulate).astype(cotangent.dtype),)
     before, after = _around(shape, axis)
     parts = cotangent.reshape(before, shape[axis], after)
-    accumulate = jnp.promote_types(cotangent.dtype, jnp.float32)
     if after != 1:
         ones = jnp.ones(after, cotangent.dtype)
         parts = jnp.einsum("bna,a->bn", parts, ones, preferred_element_type=accumulate)

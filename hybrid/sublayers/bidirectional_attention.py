@@ -20,12 +20,12 @@ class BidirectionalAttentionConfig(HeadsConfig):
 
 def apply(config: ModelConfig, params: Mapping[str, Any], x: Any, context: Context) -> tuple[Any, Aux]:
     """x, y: (batch, length, d_model)."""
-    from hybrid.ops.attention import attention
+    from hybrid.ops.on_mesh import attention
 
     group = config.bidirectional_attention
     q, k, v = project(config, group, params, x, context.positions)
     mixed = attention(
-        q, k, v, q_segments=context.segment_ids, k_segments=context.segment_ids, k_valid=context.padding, causal=False,
+        q, k, v, segment_ids=context.segment_ids, k_valid=context.padding, causal=False,
         scale=group.scale, softcap=group.softcap, bias=score_bias(config, context, causal=False), form=group.form,
     )  # fmt: skip
     return finish(params, x, mixed), Aux()

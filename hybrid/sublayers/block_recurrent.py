@@ -128,6 +128,7 @@ def _mix(
 ) -> tuple[Any, BlockRecurrentState]:
     """Outputs, and the state after them. is_whole: the row begins here, and nobody asks for the state."""
     from hybrid.ops.linear import linear
+    from hybrid.sequence import shards
 
     batch, length, _ = x.shape
     width, head_dim = config.block_recurrent.window, heads(config)[2]
@@ -149,13 +150,17 @@ def _mix(
     seen = keys.astype(x.dtype), values.astype(x.dtype)
     complete = (at + new) // width  # windows, of each row
     memory = jnp.where((state.filled == 0)[:, None, None], _initial(config, params, batch), state.memory)
-    memories, memory = _over_windows(config, params["states"], memory, seen, windows, complete, is_whole)
     q, state_q = (
         vectors(params, name, scale, x, head_dim)
         for name, scale in (("query", "scale"), ("state_query", "state_scale"))
     )
-    tokens = _long if length > width else _short
-    mixed = tokens(config, params, q, state_q, seen, memories, at)
+    parts = shards(length)
+    if is_whole and parts > 1 and length // parts % width == 0:
+        mixed = _on_mesh(config, params, q, state_q, k, v, memory)
+    else:
+        memories, memory = _over_windows(config, params["states"], memory, seen, windows, complete, is_whole)
+        tokens = _long if length > width else _short
+        mixed = tokens(config, params, q, state_q, seen, memories, at)
     y = linear(mixed.reshape(batch, length, -1), params["out"])
     if order is not None:
         y = jnp.take_along_axis(y, jnp.argsort(order, axis=1)[..., None], axis=1)
@@ -164,6 +169,38 @@ def _mix(
     # Padding has left keys of zero input, which are zeros.
     keys, values = (_take(array, complete * width, 2 * width) for array in (keys, values))
     return y, BlockRecurrentState(memory=memory, keys=keys, values=values, filled=state.filled + new)
+
+
+def _on_mesh(config: ModelConfig, params: Params, q: Any, state_q: Any, k: Any, v: Any, memory: Any) -> Any:
+    """Whole rows cut along their length, whole windows to a shard. (batch, length, 2 n_heads, head_dim).
+
+    Each shard has the last window of the shard before as its first keys. The states go from shard to shard, so that
+    one after another runs over its windows; then all of them do their tokens at once.
+    """
+    from hybrid.sequence import before, entering
+    from hybrid.sharding import per_device
+
+    width = config.block_recurrent.window
+
+    def piece(q: Any, state_q: Any, k: Any, v: Any, memory: Any, params: Params) -> Any:
+        rest = jnp.zeros_like(k[:, :width])
+        seen = tuple(jnp.concatenate([before(array, width), array, rest], axis=1) for array in (k, v))
+        windows = k.shape[1] // width
+
+        def over(memory: Any, is_whole: bool) -> tuple[tuple[Any, Any], Any]:
+            complete = jnp.full(memory.shape[:1], windows)
+            return _over_windows(config, params["states"], memory, seen, windows, complete, is_whole)
+
+        def step(memory: Any, due: Any) -> Any:
+            return jax.lax.cond(due, lambda memory: over(memory, False)[1], lambda memory: memory, memory)
+
+        memories, _ = over(entering(step, memory), True)
+        tokens = _long if q.shape[1] > width else _short
+        return tokens(config, params, q, state_q, seen, memories, jnp.zeros(q.shape[:1], jnp.int32))
+
+    wide = ("batch", "length", None, None)
+    read = {name: params[name] for name in ("states", "relative_bias", "scale")}
+    return per_device(piece, [wide] * 4 + [("batch", None, None), None], wide)(q, state_q, k, v, memory, read)
 
 
 def _put(array: Any, new: Any, at: Any) -> Any:

@@ -43,7 +43,7 @@ class CrossAttentionState:
 
 
 def _attend(config: ModelConfig, params: Mapping[str, Any], x: Any, k: Any, v: Any, valid: Any) -> Any:
-    from hybrid.ops.attention import attention
+    from hybrid.ops.on_mesh import attention
 
     group = config.cross_attention
     q = project_queries(config, group, params, x, None)

@@ -161,9 +161,9 @@ def _mix(
     config: ModelConfig, params: Mapping[str, Any], x: Any, state: GatedDeltaState | None, context: Context
 ) -> tuple[Any, GatedDeltaState]:
     from hybrid.norms import rms_norm
-    from hybrid.ops.delta import gated_delta_rule
     from hybrid.ops.linear import linear
-    from hybrid.ops.short_conv import causal_conv, past_padding
+    from hybrid.ops.on_mesh import causal_conv, gated_delta_rule
+    from hybrid.ops.short_conv import past_padding
 
     group, size, real = config.gated_delta, sizes(config), context.padding
     precise = jnp.promote_types(x.dtype, jnp.float32)

@@ -171,8 +171,8 @@ def _mix(
 ) -> tuple[Any, MambaState]:
     from hybrid.norms import rms_norm
     from hybrid.ops.linear import linear
-    from hybrid.ops.scan import selective_scan
-    from hybrid.ops.short_conv import causal_conv, past_padding
+    from hybrid.ops.on_mesh import causal_conv, selective_scan
+    from hybrid.ops.short_conv import past_padding
 
     group, real = config.mamba, context.padding
     if real is not None:

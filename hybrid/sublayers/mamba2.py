@@ -189,8 +189,8 @@ def _mix(
     config: ModelConfig, params: Mapping[str, Any], x: Any, state: Mamba2State | None, context: Context
 ) -> tuple[Any, Mamba2State]:
     from hybrid.ops.linear import linear
-    from hybrid.ops.short_conv import causal_conv, past_padding
-    from hybrid.ops.ssd import ssd
+    from hybrid.ops.on_mesh import causal_conv, ssd
+    from hybrid.ops.short_conv import past_padding
 
     group, size = config.mamba2, sizes(config)
     rows = x.shape[:2]

@@ -135,8 +135,8 @@ def _mix(
     config: ModelConfig, params: Mapping[str, Any], x: Any, state: RglruState | None, context: Context
 ) -> tuple[Any, RglruState]:
     from hybrid.ops.linear import linear
-    from hybrid.ops.linear_recurrence import linear_recurrence
-    from hybrid.ops.short_conv import causal_conv, past_padding
+    from hybrid.ops.on_mesh import causal_conv, linear_recurrence
+    from hybrid.ops.short_conv import past_padding
 
     group = config.rglru
     _, blocks = sizes(config)

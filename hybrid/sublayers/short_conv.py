@@ -88,7 +88,8 @@ def _mix(
     config: ModelConfig, params: Mapping[str, Any], x: Any, state: ShortConvState | None, context: Context
 ) -> tuple[Any, ShortConvState]:
     from hybrid.ops.linear import linear
-    from hybrid.ops.short_conv import causal_conv, past_padding
+    from hybrid.ops.on_mesh import causal_conv
+    from hybrid.ops.short_conv import past_padding
 
     form = config.short_conv.form
     u = linear(x, params["in"], params.get("in_bias")) if form == "projected" else x
@@ -97,7 +98,10 @@ def _mix(
         u = u * context.padding[..., None].astype(u.dtype)
         if before is not None:
             before, u = past_padding(before, u, context.padding)
-    y, last = causal_conv(u, params["conv"], params.get("conv_bias"), initial=before, segment_ids=context.segment_ids)
+    y, last = causal_conv(
+        u, params["conv"], params.get("conv_bias"), initial=before, segment_ids=context.segment_ids,
+        channels="inner" if form == "projected" else None,
+    )  # fmt: skip
     y = _activate(config, y)
     if form == "projected":
         y = linear(y, params["out"], params.get("out_bias"))

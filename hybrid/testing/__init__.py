@@ -16,7 +16,7 @@ from hybrid.testing import stack, sublayer
 from hybrid.testing.subject import Subject, example
 from hybrid.validation import unknown
 
-__all__ = ["CHECKS", "STACK_CHECKS", "SUBLAYER_CHECKS", "Subject", "check", "example"]
+__all__ = ["CHECKS", "DEVICES", "STACK_CHECKS", "SUBLAYER_CHECKS", "Subject", "check", "example"]
 
 SUBLAYER_CHECKS: dict[str, Callable[[Subject], None]] = {
     "reference": sublayer.check_reference,
@@ -37,19 +37,22 @@ STACK_CHECKS: dict[str, Callable[[Subject], None]] = {
     "capacity": stack.check_capacity,
     "dropout": stack.check_dropout,
     "sharding": stack.check_sharding,
+    "sequence": stack.check_sequence,
 }
 CHECKS = {**SUBLAYER_CHECKS, **STACK_CHECKS}
+DEVICES = ("sharding", "sequence")
+"""Checks that need several devices."""
 
 
 def check(kind: Kind | str, config: ModelConfig | None = None, only: Iterable[str] | None = None) -> None:
     """Holds a kind to the contract. config: a model whose pattern has the kind; None: a small one of its defaults.
 
-    only: names of CHECKS. Left out, all of them run; `sharding` only where jax has 8 devices (simulated ones will do:
-    XLA_FLAGS=--xla_force_host_platform_device_count=8).
+    only: names of CHECKS. Left out, all of them run; those of DEVICES only where jax has 8 devices (simulated ones will
+    do: XLA_FLAGS=--xla_force_host_platform_device_count=8).
     """
     import jax
 
-    names = [name for name in CHECKS if name != "sharding" or jax.device_count() >= 8] if only is None else list(only)
+    names = [name for name in CHECKS if name not in DEVICES or jax.device_count() >= 8] if only is None else list(only)
     subject = Subject(kind, config)
     for name in names:
         if name not in CHECKS:

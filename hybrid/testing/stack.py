@@ -17,6 +17,8 @@ from hybrid.testing.subject import Subject, compiled, in_float64, model_forward,
 from hybrid.validation import ConfigError
 
 DEPTH = 2
+SEQUENCE = 16
+"""Length of the rows that are cut: 4 positions a shard."""
 
 
 def loss_and_gradients(config: Any, tokens: Any, **options: Any) -> Any:
@@ -123,3 +125,29 @@ def check_sharding(subject: Subject) -> None:
     with on(mesh):
         got = loss_and_gradients(config, jax.device_put(tokens, batch_sharding(mesh)))(laid_out)
     same(subject, "sharded over 8 devices", jax.device_get(got), wanted)
+
+
+@in_float64
+def check_sequence(subject: Subject) -> None:
+    """Rows cut along their length (sequence 4, tensor 2) give the loss and gradients of one device, several documents
+    in a row included where the kind takes them. Windows are made no longer than a shard. Needs 8 devices."""
+    from hybrid.params import declarations
+    from hybrid.sharding import batch_shardings, make_mesh, on, param_shardings
+
+    config = dataclasses.replace(subject.stack(1), d_model=16, n_heads=4)
+    group = getattr(config, subject.kind.group, None)
+    if getattr(group, "window", 0) > SEQUENCE // 4:
+        config = dataclasses.replace(config, **{subject.kind.group: dataclasses.replace(group, window=SEQUENCE // 4)})
+    batch = {"tokens": subject.tokens(batch=2, length=SEQUENCE)}
+    if subject.traits.packing == "exact":
+        # Documents of one row begin in a shard, at its border, and at its second position; the other row has one.
+        ids = np.searchsorted([3, 8, 13], np.arange(SEQUENCE), side="right")
+        batch["segment_ids"] = jnp.asarray(np.stack([ids, np.zeros_like(ids)]), jnp.int32)
+    params = subject.init(config)
+    wanted = jax.device_get(loss_and_gradients(config, **batch)(params))
+    mesh = make_mesh(tensor=2, sequence=4)
+    laid_out = jax.device_put(params, param_shardings(mesh, declarations(config)))
+    with on(mesh):
+        lying = jax.device_put(batch, batch_shardings(mesh, batch))
+        got = loss_and_gradients(config, **lying)(laid_out)
+    same(subject, "cut along the length over 8 devices", jax.device_get(got), wanted)
