@@ -60,8 +60,24 @@ class Checkpoints:
 
     def _open(self) -> Any:
         reads = self._keep is None
-        options = self._ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=not reads, read_only=reads)
+        if not reads:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        alone = self._alone()
+        options = self._ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep, create=False, read_only=reads, **({"multiprocessing_options": alone} if alone else {})
+        )
         return self._ocp.CheckpointManager(self.folder, options=options)
+
+    def _alone(self) -> Any:
+        """Where there are several processes, each opens the folder by itself: one writes, the others read."""
+        import jax
+
+        if jax.process_count() == 1:
+            return None
+        me = jax.process_index()
+        return self._ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+        )
 
     def __enter__(self) -> Checkpoints:
         return self

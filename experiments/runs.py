@@ -28,6 +28,9 @@ Status = Literal["queued", "running", "done", "diverged", "failed", "stopped"]
 class RunFolder:
     """One run on disk. Reading is free for all; only the holder of the claim writes rows."""
 
+    writes = True
+    """False in a process that only reads what another one writes (experiments.hosts.Follower)."""
+
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._metrics = Lines(self.path / "metrics.jsonl")

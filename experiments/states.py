@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from flax import struct
 
+from experiments import hosts
 from hybrid.config import ModelConfig
 from hybrid.layout import arrange, per_layer
 from hybrid.params import declarations_per_layer
@@ -83,7 +84,9 @@ def arranged(config: ModelConfig, state: Tree) -> Tree:
 
 def host(tree: Tree) -> Tree:
     """Copies on the host, which no later step writes over."""
-    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), jax.device_get(tree))
+    if hosts.count() == 1:
+        tree = jax.device_get(tree)
+    return jax.tree.map(hosts.whole, tree)
 
 
 def saved(state: TrainState) -> Tree:
@@ -95,8 +98,14 @@ def saved(state: TrainState) -> Tree:
 
 
 def saved_shapes(config: ModelConfig, shapes: TrainState, mesh: Any) -> Tree:
-    """What a checkpoint is restored as: shapes and types, and where each leaf goes on the mesh."""
+    """What a checkpoint is restored as: shapes and types, and where each leaf goes on the mesh.
+
+    Where the mesh is one of several processes, each of them reads all on its own, to the memory of its host.
+    """
     wanted = jax.eval_shape(saved, shapes)
+    if hosts.count() > 1:
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), wanted)
     params = param_shardings(mesh, declarations_per_layer(config))
 
     def placed(shape: Any, sharding: Any) -> Any:
@@ -116,4 +125,4 @@ def live(config: ModelConfig, shapes: TrainState, shardings: TrainState, tree: T
     moments = {name: _masked_like(optax.tree.get(template.optimizer, name), tree[name]) for name in MOMENTS}
     optimizer = optax.tree.set(template.optimizer, **moments, count=tree["count"])
     state = TrainState(params=tree["params"], optimizer=optimizer, step=tree["step"], finite=np.ones((), bool))
-    return jax.device_put(arranged(config, state), shardings)
+    return hosts.onto(arranged(config, state), shardings)

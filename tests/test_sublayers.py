@@ -46,7 +46,7 @@ VARIANTS = {
     ),
     "B all options": ("B", {**GROUPED, "bidirectional_attention": OPTIONS}, ("masks",)),
     "X all options": ("X", {**GROUPED, "cross_attention": OPTIONS}, ("masks", "chunks")),
-    "[A|M] sum": ("[A|M]", {}, tuple(name for name in testing.CHECKS if name != "sharding")),
+    "[A|M] sum": ("[A|M]", {}, tuple(name for name in testing.CHECKS if name not in testing.DEVICES)),
     "[A|M|-] mean": ("[A|M|-]", {"merge": "mean"}, ("masks", "chunks")),
     "S window of 4, all options": (
         "S", {**GROUPED, "sliding_window": {**OPTIONS, "window": 4}},
@@ -157,7 +157,7 @@ def subject(name: str) -> testing.Subject:
 
 
 @pytest.mark.parametrize("symbol", sorted(KINDS))
-@pytest.mark.parametrize("check", [name for name in testing.CHECKS if name != "sharding"])
+@pytest.mark.parametrize("check", [name for name in testing.CHECKS if name not in testing.DEVICES])
 def test_contract(symbol, check):
     testing.CHECKS[check](subject(symbol))
 
@@ -186,7 +186,7 @@ def test_eight_devices_give_the_numbers_of_one(symbols):
     """A process with eight simulated devices for half of the kinds."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "hybrid.testing", "--only", "sharding", "--", *symbols]
+    command = [sys.executable, "-m", "hybrid.testing", "--only", *testing.DEVICES, "--", *symbols]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=550, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.split("\n")[:-1] == [f"ok {symbol}" for symbol in symbols]

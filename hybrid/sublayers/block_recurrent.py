@@ -402,7 +402,8 @@ KIND = Kind(
     symbol="R",
     group="block_recurrent",
     config=BlockRecurrentConfig,
-    traits=lambda config: Traits(packing="refused"),  # windows are counted from the beginning of the row
+    # Windows are counted from the beginning of the row.
+    traits=lambda config: Traits(packing="refused", together=config.block_recurrent.window),
     spec=spec,
     apply=apply,
     reference=reference,

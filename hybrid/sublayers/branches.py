@@ -7,6 +7,7 @@ scale of each norm in the place of its vector beta).
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -120,6 +121,8 @@ def joined(traits: list[Traits]) -> Traits:
         packing="exact" if all(each.packing == "exact" for each in traits) else "refused",
         max_length=min(limits) if limits else None,
         decodable=all(each.decodable for each in traits),
+        together=math.lcm(*(each.together for each in traits)),
+        whole_rows=any(each.whole_rows for each in traits),
         chunk_exact=all(each.chunk_exact for each in traits),
     )
 

@@ -40,6 +40,10 @@ class Traits:
     max_length: int | None = None
     """The longest sequence, None for any."""
     decodable: bool = True
+    together: int = 1
+    """Positions that must stay on one device where rows are cut along their length."""
+    whole_rows: bool = False
+    """Works on whole rows: devices that share the length take some of its channels each instead."""
     chunk_exact: bool = True
     """Any way of cutting a sequence into chunks for `extend` gives the result of `apply`."""
 

@@ -14,6 +14,7 @@ from hybrid.losses import token_losses
 from hybrid.model import extend, init_state
 from hybrid.params import abstract
 from hybrid.testing.subject import Subject, compiled, in_float64, model_forward, model_state, same
+from hybrid.traffic import traffic
 from hybrid.validation import ConfigError
 
 DEPTH = 2
@@ -110,7 +111,8 @@ def check_dropout(subject: Subject) -> None:
 
 @in_float64
 def check_sharding(subject: Subject) -> None:
-    """A mesh of 8 devices (data 2, fsdp 2, tensor 2) gives the loss and gradients of one. Needs 8 devices."""
+    """A mesh of 8 devices (data 2, fsdp 2, tensor 2) gives the loss and gradients of one, and no loop over positions
+    talks to another device. Needs 8 devices."""
     from hybrid.params import declarations
     from hybrid.sharding import batch_sharding, make_mesh, on, param_shardings
 
@@ -123,8 +125,11 @@ def check_sharding(subject: Subject) -> None:
     cut = [leaf for leaf in jax.tree.leaves(laid_out["layers"]) if not leaf.sharding.is_fully_replicated]
     assert cut, f"{subject}: no parameter of the sublayer is cut over the mesh"
     with on(mesh):
-        got = loss_and_gradients(config, jax.device_put(tokens, batch_sharding(mesh)))(laid_out)
+        run = loss_and_gradients(config, jax.device_put(tokens, batch_sharding(mesh))).lower(laid_out).compile()
+        got = run(laid_out)
     same(subject, "sharded over 8 devices", jax.device_get(got), wanted)
+    looped = [line for line in traffic(run.as_text()) if line.loops]
+    assert not looped, f"{subject}: devices talk inside of loops: {looped}"
 
 
 @in_float64
