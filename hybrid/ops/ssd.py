@@ -7,20 +7,22 @@ a scalar, y is also a masked product like attention's: y = (decays * (C B^T)) (d
 of the factors of s+1..t (section 3). Two forms compute the same values and gradients:
 
 `sequential`  `lax.scan` over positions. The plainest, and what one new token costs least in.
-`chunked`     matrix products (section 6): inside of a chunk as attention does it, between chunks through the states.
+`chunked`     matrix products (section 6): inside of a chunk as attention does it, between chunks through the states;
+              its derivative keeps the states that enter the chunks and no others (hybrid.ops.ssd_chunks).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hybrid.ops.forms import accumulator, by_platform, keep_mask, lookup
+from hybrid.ops import ssd_chunks
+from hybrid.ops.forms import accumulator, by_platform, keep_mask, lookup, note
 from hybrid.ops.spread import spread
+from hybrid.ops.ssd_chunks import Inputs
 from hybrid.validation import ConfigError
 
 
@@ -56,7 +58,8 @@ def ssd(
         raise ConfigError("B", f"{groups} groups are not allowed; must divide the {heads} heads")
     if chunk is not None and chunk < 1:
         raise ConfigError("chunk", f"{chunk} is not allowed; must be at least 1")
-    function = lookup(_FORMS, ("chunked" if length > 1 else "sequential") if form == "auto" else form)
+    name = ("chunked" if length > 1 else "sequential") if form == "auto" else form
+    function = lookup(_FORMS, name)
     dtype = accumulator(x, dt, A, B, C)
     shape = (batch, heads, head_dim, d_state)
     state = jnp.zeros(shape, dtype) if initial_state is None else initial_state.astype(dtype)
@@ -65,15 +68,15 @@ def ssd(
     keep = None if segment_ids is None else keep_mask(segment_ids, previous_segment)
     dt = dt.astype(dtype)
     by_group = (groups, heads // groups)
-    inputs = _Inputs(
-        (x.astype(dtype) * dt[..., None]).reshape(batch, length, *by_group, head_dim),
+    inputs = Inputs(
+        x.astype(dtype).reshape(batch, length, *by_group, head_dim),
+        dt.reshape(batch, length, *by_group),
         (dt * A.astype(dtype)).reshape(batch, length, *by_group),
         B.astype(dtype),
         C.astype(dtype),
         keep,
     )
-    size = min(chunk or by_platform(_CHUNK), length)
-    y, state = function(size, inputs, state.reshape(batch, *by_group, head_dim, d_state))
+    y, state = function(chunk, inputs, state.reshape(batch, *by_group, head_dim, d_state))
     y, state = y.reshape(x.shape), state.reshape(shape)
     if D is not None:
         y = y + spread(D.astype(dtype), x.shape, axis=2) * x
@@ -105,94 +108,49 @@ def ssd_reference(
     return jnp.stack(outputs, axis=1), h
 
 
-class _Inputs(NamedTuple):
-    """What the forms get, in the dtype of the state; heads are split into groups and the heads of each."""
-
-    drive: jax.Array  # (batch, length, groups, heads of a group, head_dim): dt x
-    log_decay: jax.Array  # (batch, length, groups, heads of a group): dt A
-    B: jax.Array  # (batch, length, groups, d_state)
-    C: jax.Array  # (batch, length, groups, d_state)
-    keep: jax.Array | None  # (batch, length) bool; None: one document
+# A form: (chunk or None, inputs, state (batch, groups, heads of a group, head_dim, d_state)) -> outputs like inputs.x,
+# last state.
+_Form = Callable[[int | None, Inputs, jax.Array], tuple[jax.Array, jax.Array]]
 
 
-# A form: (chunk, inputs, state (batch, groups, heads of a group, head_dim, d_state)) -> outputs like drive, last state.
-_Form = Callable[[int, _Inputs, jax.Array], tuple[jax.Array, jax.Array]]
-
-
-def _sequential(chunk: int, inputs: _Inputs, state: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _sequential(chunk: int | None, inputs: Inputs, state: jax.Array) -> tuple[jax.Array, jax.Array]:
     del chunk
+    note("ssd", "sequential")
 
-    def body(h, part: _Inputs):
+    def body(h, part: Inputs):
         decay = jnp.exp(part.log_decay)
         if part.keep is not None:
             decay = decay * part.keep[:, None, None]
-        h = decay[..., None, None] * h + part.drive[..., None] * part.B[:, :, None, None, :]
+        drive = part.dt[..., None] * part.x
+        h = decay[..., None, None] * h + drive[..., None] * part.B[:, :, None, None, :]
         return h, jnp.einsum("bgrpn,bgn->bgrp", h, part.C)
 
-    if inputs.drive.shape[1] == 1:  # one new token: no loop around it
+    if inputs.x.shape[1] == 1:  # one new token: no loop around it
         state, y = body(state, jax.tree.map(lambda array: array[:, 0], inputs))
         return y[:, None], state
     state, y = lax.scan(body, state, jax.tree.map(lambda array: array.swapaxes(0, 1), inputs))
     return y.swapaxes(0, 1), state
 
 
-def _chunked(chunk: int, inputs: _Inputs, state: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """All chunks at once; only their states follow one another.
+def _chunked(chunk: int | None, inputs: Inputs, state: jax.Array) -> tuple[jax.Array, jax.Array]:
+    tiles = tiles_of(chunk, *inputs.x.shape)
+    note("ssd", f"chunked {tiles.chunk}")
+    return ssd_chunks.chunked(tiles, inputs, state)
 
-    Axes: b batch, c chunk, q and s positions of a chunk, g group, r head of the group, p of head_dim, n of d_state.
-    """
-    batch, length = inputs.drive.shape[:2]
+
+def tiles_of(chunk: int | None, batch: int, length: int, groups: int, heads: int, head_dim: int) -> ssd_chunks.Tiles:
+    """The chunks, and how many at once; heads: of a group. chunk None: by platform."""
+    usual, numbers = by_platform(_TILES)
+    chunk = min(chunk or usual, length)
     chunks = -(-length // chunk)
-
-    def cut(array: jax.Array) -> jax.Array:  # (batch, length, ...) -> (batch, chunks, chunk, ...)
-        widths = [(0, 0), (0, chunks * chunk - length)] + [(0, 0)] * (array.ndim - 2)
-        return jnp.pad(array, widths).reshape(batch, chunks, chunk, *array.shape[2:])
-
-    # Positions that fill up the last chunk have dt = 0: they leave the state as it was.
-    drive, log_decay, B, C = map(cut, inputs[:4])
-    within = jnp.tril(jnp.ones((chunk, chunk), log_decay.dtype))[None, None]  # bcqs: s acts on q
-    starts = ends = jnp.ones((1,), log_decay.dtype)  # what enters acts on q; s acts on what leaves
-    if inputs.keep is not None:
-        before, document = _documents(inputs.keep, chunks, chunk)
-        within = within * (document[..., None] == document[:, :, None, :])
-        starts = (document == before[..., None]).astype(within.dtype)[:, :, None, None]
-        ends = (document == document[..., -1:]).astype(within.dtype)[:, :, None, None]
-
-    # Logarithms of the decays since the chunk, or the document, began. A product with the mask and not a cumulative
-    # sum: what another document adds would cancel in values, but leave its rounding in gradients.
-    spread_mask = jnp.broadcast_to(within, (batch, chunks, chunk, chunk))
-    total = jnp.einsum("bcqs,bcsgr->bcgrq", spread_mask, log_decay, precision=lax.Precision.HIGHEST)
-
-    # Masked before the exponential, where it would overflow, and after it: minus infinity has no gradient.
-    within = within[:, :, None, None]
-    decays = jnp.exp(jnp.where(within > 0, total[..., :, None] - total[..., None, :], 0)) * within
-    scores = jnp.einsum("bcqgn,bcsgn->bcgqs", C, B)
-    y = jnp.einsum("bcgrqs,bcsgrp->bcqgrp", scores[:, :, :, None] * decays, drive)
-
-    leaving = jnp.exp(jnp.where(ends > 0, total[..., -1:] - total, 0)) * ends
-    made = jnp.einsum("bcsgn,bcsgrp->bcgnrp", B, drive * leaving.transpose(0, 1, 4, 2, 3)[..., None])
-
-    def pass_on(h, part):
-        decay, new = part
-        return decay[:, :, None, :, None] * h + new, h
-
-    carried = jnp.exp(total[..., -1]) * starts[..., -1]
-    over_chunks = (carried.swapaxes(0, 1), made.swapaxes(0, 1))
-    state, entering = lax.scan(pass_on, state.transpose(0, 1, 4, 2, 3), over_chunks)
-    read = jnp.einsum("bcqgn,cbgnrp->bcqgrp", C, entering)
-    y = y + read * (jnp.exp(total) * starts).transpose(0, 1, 4, 2, 3)[..., None]
-    return y.reshape(batch, chunks * chunk, *y.shape[3:])[:, :length], state.transpose(0, 1, 3, 4, 2)
-
-
-def _documents(keep: jax.Array, chunks: int, chunk: int) -> tuple[jax.Array, jax.Array]:
-    """Running numbers of the document that stands before each chunk (batch, chunks), and of each position."""
-    batch, length = keep.shape
-    number = jnp.cumsum(~keep, axis=1, dtype=jnp.int32)
-    number = jnp.pad(number, ((0, 0), (0, chunks * chunk - length)), mode="edge").reshape(batch, chunks, chunk)
-    return jnp.pad(number[:, :-1, -1], ((0, 0), (1, 0))), number
+    if numbers is None:
+        return ssd_chunks.Tiles(chunk, chunks)
+    most = max(1, numbers // (batch * groups * heads * chunk * max(chunk, head_dim)))
+    return ssd_chunks.Tiles(chunk, -(-chunks // -(-chunks // most)))  # groups of equal size, so that few are padding
 
 
 _FORMS: dict[str, _Form] = {"chunked": _chunked, "sequential": _sequential}
 FORMS = tuple(_FORMS)
-# Tiles of 64 stay in the cache of a CPU core (32 and 128 took longer); larger ones feed the matrix units of a GPU.
-_CHUNK = {"cpu": 64, "other": 128}
+# Positions a chunk, and how many numbers the scores or the inputs of the chunks at once may have (None: all chunks).
+# Tiles of 64 and half a MiB stay in the caches of a CPU core; larger ones feed the matrix units of a GPU.
+_TILES: dict[str, tuple[int, int | None]] = {"cpu": (64, 2**17), "other": (128, None)}
