@@ -7,8 +7,8 @@ key of length one and beta = 1 replace what the memory has at k by v. Forms of t
 
 `sequential`  `lax.scan`, one position after another: the definition. For single tokens.
 `chunked`     the corrections of a chunk depend on each other through a unit triangular system (the WY representation
-              of section 3.3, in its UT form): solved at once for all chunks, in matrix products; only the memory goes
-              from chunk to chunk.
+              of section 3.3, in its UT form): its inverse is made for all chunks at once, in matrix products; only the
+              memory goes from chunk to chunk.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hybrid.ops.forms import accumulator, keep_mask, lookup
+from hybrid.ops.forms import accumulator, by_platform, keep_mask, lookup, note
+from hybrid.ops.unit_triangular import inverse
 from hybrid.validation import ConfigError
-
-CHUNK = 64
 
 
 def gated_delta_rule(
@@ -45,7 +44,7 @@ def gated_delta_rule(
     k. initial_state: (batch, heads, d_key, d_value), zeros if None. segment_ids: (batch, length); the memory entering
     position t is dropped where segment_ids[t] differs from segment_ids[t-1]. previous_segment: (batch,), the segment of
     the position before this call, which decides the same at t = 0; without it the initial state is always used.
-    form: `sequential`, `chunked`, or `auto`: sequential for one position. chunk: positions a chunk, None: 64.
+    form: `sequential`, `chunked`, or `auto`: sequential for one position. chunk: positions a chunk, None: by platform.
 
     All is calculated in float32 at least, and so is the last memory. Positions with log_decay = 0 and beta = 0 leave
     the memory as it was.
@@ -58,9 +57,12 @@ def gated_delta_rule(
         raise ConfigError("chunk", f"{chunk} is not allowed; must be at least 1")
     dtype = accumulator(q, k, v, log_decay, beta)
     state = jnp.zeros((batch, heads, d_key, d_value), dtype) if initial_state is None else initial_state.astype(dtype)
-    function = lookup(_FORMS, ("sequential" if length == 1 else "chunked") if form == "auto" else form)
+    name = ("sequential" if length == 1 else "chunked") if form == "auto" else form
+    function = lookup(_FORMS, name)
     if length == 0:
         return v, state
+    chunk = min(chunk or by_platform(_CHUNK), length)
+    note("gated_delta_rule", f"chunked {chunk}" if name == "chunked" else name)
     group = heads // key_heads
 
     def by_group(
@@ -68,9 +70,9 @@ def gated_delta_rule(
     ) -> jax.Array:  # (batch, length, heads, ...) -> (batch, length, key heads, group, ...)
         return array.astype(dtype).reshape(*array.shape[:2], key_heads, group, *array.shape[3:])
 
-    new = jnp.zeros((batch, length), bool) if segment_ids is None else ~keep_mask(segment_ids, previous_segment)
+    new = None if segment_ids is None else ~keep_mask(segment_ids, previous_segment)
     out, state = function(
-        min(chunk or CHUNK, length), q.astype(dtype), k.astype(dtype), by_group(v), by_group(log_decay), by_group(beta),
+        chunk, q.astype(dtype), k.astype(dtype), by_group(v), by_group(log_decay), by_group(beta),
         new, state.reshape(batch, key_heads, group, d_key, d_value),
     )  # fmt: skip
     return out.reshape(v.shape).astype(v.dtype), state.reshape(batch, heads, d_key, d_value)
@@ -104,7 +106,7 @@ def gated_delta_rule_reference(
 
 # --- forms ------------------------------------------------------------------------------------------------------------
 # Axes: b batch, t s positions, h key heads, g heads of one key head, k d_key, v d_value, n chunks.
-# A form: (chunk, q (b t h k), k, v (b t h g v), log_decay (b t h g), beta, new (b t), state (b h g k v))
+# A form: (chunk, q (b t h k), k, v (b t h g v), log_decay (b t h g), beta, new (b t) or None, state (b h g k v))
 #         -> out (b t h g v), state
 
 
@@ -113,13 +115,17 @@ def _sequential(chunk, q, k, v, log_decay, beta, new, state):
 
     def step(state, inputs):
         q, k, v, decay, beta, new = inputs
-        state = state * (jnp.exp(decay) * ~new[:, None, None])[..., None, None]
+        kept = jnp.exp(decay) if new is None else jnp.exp(decay) * ~new[:, None, None]
+        state = state * kept[..., None, None]
         known = jnp.einsum("bhgkv,bhk->bhgv", state, k)
         state = state + k[:, :, None, :, None] * (beta[..., None] * (v - known))[..., None, :]
         return state, jnp.einsum("bhgkv,bhk->bhgv", state, q)
 
-    over_time = jax.tree.map(lambda array: array.swapaxes(0, 1), (q, k, v, log_decay, beta, new))
-    state, out = lax.scan(step, state, over_time)
+    inputs = (q, k, v, log_decay, beta, new)
+    if v.shape[1] == 1:  # one new token: no loop around it
+        state, out = step(state, jax.tree.map(lambda array: array[:, 0], inputs))
+        return out[:, None], state
+    state, out = lax.scan(step, state, jax.tree.map(lambda array: array.swapaxes(0, 1), inputs))
     return out.swapaxes(0, 1), state
 
 
@@ -127,44 +133,50 @@ def _chunked(chunk, q, k, v, log_decay, beta, new, state):
     length = v.shape[1]
     chunks = -(-length // chunk)
 
-    def cut(array):  # (b t ...) -> (n b t ...); positions of zeros behind the last leave the memory as it was
+    def cut(array):  # (b t ...) -> (n b ... t); positions of zeros behind the last leave the memory as it was
         widths = [(0, 0), (0, chunks * chunk - length)] + [(0, 0)] * (array.ndim - 2)
-        return jnp.pad(array, widths).reshape(array.shape[0], chunks, chunk, *array.shape[2:]).swapaxes(0, 1)
+        parts = jnp.pad(array, widths).reshape(array.shape[0], chunks, chunk, *array.shape[2:])
+        return jnp.moveaxis(parts.swapaxes(0, 1), 2, -1)
 
-    q, k, v, log_decay, beta, new = map(cut, (q, k, v, log_decay, beta, new))
-    # Where a document begins is a mask, since minus infinity has no gradient.
-    document = jnp.cumsum(new, axis=2)
-    entered = (document == 0)[..., None, None]  # the memory that enters the chunk is still that of the document
-    seen = (document[:, :, :, None] == document[:, :, None, :]) & jnp.tril(jnp.ones((chunk, chunk), bool))  # (n b t s)
+    def rows(array):  # (b t ... d) -> (n b ... t d)
+        return cut(array).swapaxes(-1, -2)
+
+    q, k, v, log_decay, beta = rows(q), rows(k), rows(v), cut(log_decay), cut(beta)
+    seen = jnp.tril(jnp.ones((chunk, chunk), v.dtype))  # (t s): position s acts on t
+    entered = jnp.ones((), v.dtype)
+    if new is not None:
+        # Where a document begins is a mask, since minus infinity has no gradient.
+        document = jnp.cumsum(cut(new), axis=2)
+        seen = (seen * (document[..., :, None] == document[..., None, :]))[:, :, None, None]  # (n b 1 1 t s)
+        entered = (document == 0)[:, :, None, None].astype(v.dtype)  # what enters the chunk is of that document still
     # Sums from the chunk's or the document's start on; a running sum would mix rounding errors of other documents in.
-    decay = jnp.einsum("nbts,nbshg->nbthg", seen.astype(log_decay.dtype), log_decay, precision=lax.Precision.HIGHEST)
-    lag = decay[:, :, :, None] - decay[:, :, None, :]  # (n b t s h g); positive above the diagonal, where it is masked
-    between = jnp.exp(jnp.minimum(lag, 0.0)) * seen[..., None, None]
-    since = jnp.exp(decay) * entered  # (n b t h g)
-    until = between[:, :, -1]  # (n b s h g)
+    decay = jnp.einsum("nbhgs,...ts->nbhgt" if new is None else "nbhgs,nbxyts->nbhgt", log_decay, seen,
+                       precision=lax.Precision.HIGHEST)  # fmt: skip
+    lag = decay[..., :, None] - decay[..., None, :]  # (n b h g t s); positive above the diagonal, where it is masked
+    between = jnp.exp(jnp.where(seen > 0, lag, 0)) * seen
+    since = jnp.exp(decay) * entered  # (n b h g t)
+    until = between[..., -1, :]  # (n b h g s)
 
-    similar = jnp.einsum("nbthk,nbshk->nbtsh", k, k)[..., None] * between * beta[:, :, :, None]
-    system = similar.transpose(0, 1, 4, 5, 2, 3)  # (n b h g t s); the solver takes a unit diagonal and what is below it
-    wanted = (beta[..., None] * v).transpose(0, 1, 3, 4, 2, 5)  # (n b h g t v)
-    asked = ((beta * since)[..., None] * k[:, :, :, :, None]).transpose(0, 1, 3, 4, 2, 5)  # (n b h g t k)
-    solved = lax.linalg.triangular_solve(
-        system, jnp.concatenate([wanted, asked], axis=-1), left_side=True, lower=True, unit_diagonal=True
-    )
-    new_values, reads = jnp.split(solved, [wanted.shape[-1]], axis=-1)
-    scores = jnp.einsum("nbthk,nbshk->nbtsh", q, k)[..., None] * between
-    queries = q[:, :, :, :, None] * since[..., None]  # (n b t h g k)
-    keys = k[:, :, :, :, None] * until[..., None]
+    similar = jnp.einsum("nbhtk,nbhsk->nbhts", k, k)[:, :, :, None]
+    solver = inverse(similar * between * beta[..., None])
+    solver = solver * beta[..., None, :]
+    new_values = jnp.einsum("nbhgts,nbhgsv->nbhgtv", solver, v)
+    reads = jnp.einsum("nbhgts,nbhsk->nbhgtk", solver * since[..., None, :], k)
+    scores = jnp.einsum("nbhtk,nbhsk->nbhts", q, k)[:, :, :, None] * between
+    queries = q[:, :, :, None] * since[..., None]  # (n b h g t k)
+    keys = k[:, :, :, None] * until[..., None]
 
     def one_chunk(state, inputs):
         new_values, reads, scores, queries, keys, kept = inputs
         written = new_values - jnp.einsum("bhgtk,bhgkv->bhgtv", reads, state)
-        out = jnp.einsum("bthgk,bhgkv->bthgv", queries, state) + jnp.einsum("btshg,bhgsv->bthgv", scores, written)
-        return state * kept[..., None, None] + jnp.einsum("bthgk,bhgtv->bhgkv", keys, written), out
+        out = jnp.einsum("bhgtk,bhgkv->bhgtv", queries, state) + jnp.einsum("bhgts,bhgsv->bhgtv", scores, written)
+        return state * kept[..., None, None] + jnp.einsum("bhgtk,bhgtv->bhgkv", keys, written), out
 
-    state, out = lax.scan(one_chunk, state, (new_values, reads, scores, queries, keys, since[:, :, -1]))
-    out = out.swapaxes(0, 1)
+    state, out = lax.scan(one_chunk, state, (new_values, reads, scores, queries, keys, since[..., -1]))
+    out = out.transpose(1, 0, 4, 2, 3, 5)  # (b n t h g v)
     return out.reshape(out.shape[0], chunks * chunk, *out.shape[3:])[:, :length], state
 
 
 _FORMS: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {"sequential": _sequential, "chunked": _chunked}
 FORMS = tuple(_FORMS)
+_CHUNK = {"cpu": 32, "other": 64}  # on a CPU 16 to 64 take about as long; the smaller ones less memory
