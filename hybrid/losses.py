@@ -1,8 +1,13 @@
-"""Cross-entropy at the labelled positions."""
+"""Cross-entropy at the labelled positions, without the logits of all of them at one time where these are many.
+
+`plain`    all logits at once.
+`chunked`  a scan over chunks of positions, whose logits are made again in the backward pass: one more product with the
+           head, and memory that does not grow with the positions. Exact: each position sees the whole vocabulary.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,9 +16,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from hybrid.config import ModelConfig
 from hybrid.model import logits
+from hybrid.ops.forms import lookup, note
 
 IGNORED = -1
 """The label of a position that is not scored."""
+
+PLAIN_UP_TO = 1 << 24
+"""Logits of a batch: 64 MiB in float32, and three times that in the backward pass."""
+CHUNK = 1 << 23
+"""Logits of a chunk. Smaller ones read the head more often than they calculate with it."""
 
 
 def token_losses(
@@ -22,15 +33,60 @@ def token_losses(
     hidden: Float[Array, "B L D"],
     labels: Int[Array, "B K"],
     label_positions: Int[Array, "B K"] | None = None,
+    form: str = "auto",
 ) -> tuple[Float[Array, "B K"], Bool[Array, "B K"]]:
     """(-log p(label) in nats, which are scored), zero where not.
 
     label_positions: where the labels stand; logits are then made at these positions alone. Without it K = L.
+    form: of this module; `auto` takes `chunked` above PLAIN_UP_TO logits.
     """
     if label_positions is not None:
         hidden = jnp.take_along_axis(hidden, label_positions[..., None], axis=1)
-    out = logits(config, params, hidden)
+    if form == "auto":
+        form = "plain" if labels.size * config.vocab_size <= PLAIN_UP_TO else "chunked"
+    nats = lookup(_FORMS, form)(config, params, hidden, labels)
     scored = labels != IGNORED
-    picked = jnp.take_along_axis(out, jnp.where(scored, labels, 0)[..., None], axis=-1)[..., 0]
-    nats = jax.nn.logsumexp(out, axis=-1) - picked
     return jnp.where(scored, nats, 0.0), scored
+
+
+def _plain(config: ModelConfig, params: Mapping[str, Any], hidden: Any, labels: Any) -> Any:
+    note("token_losses", "plain")
+    return _nats(config, params, hidden, labels)
+
+
+def _nats(config: ModelConfig, params: Mapping[str, Any], hidden: Any, labels: Any) -> Any:
+    """(batch, positions); what stands where nothing is scored means nothing."""
+    out = logits(config, params, hidden)
+    picked = jnp.take_along_axis(out, jnp.where(labels == IGNORED, 0, labels)[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(out, axis=-1) - picked
+
+
+def _chunked(config: ModelConfig, params: Mapping[str, Any], hidden: Any, labels: Any) -> Any:
+    """Chunks go along the positions, so that rows may lie on several devices."""
+    batch, positions = labels.shape
+    size = max(1, min(positions, CHUNK // (batch * config.vocab_size)))
+    note("token_losses", f"chunked {size}")
+    chunks = -(-positions // size)
+    missing = chunks * size - positions
+
+    def cut(array: Any, blank: int) -> Any:
+        """(batch, positions, ...) -> (chunks, batch, size, ...)."""
+        padded = jnp.pad(array, ((0, 0), (0, missing), *((0, 0),) * (array.ndim - 2)), constant_values=blank)
+        return padded.reshape(batch, chunks, size, *array.shape[2:]).swapaxes(0, 1)
+
+    # what the head reads alone: the derivative adds up over the chunks, and has a place for each array given here
+    used = {name: params[name] for name in ("embedding", "head") if name in params}
+
+    @jax.checkpoint
+    def chunk(used: Any, part: tuple[Any, Any]) -> Any:
+        return _nats(config, used, *part)
+
+    def step(carry: None, part: tuple[Any, Any]) -> tuple[None, Any]:
+        return carry, chunk(used, part)
+
+    _, nats = jax.lax.scan(step, None, (cut(hidden, 0), cut(labels, IGNORED)))
+    return nats.swapaxes(0, 1).reshape(batch, -1)[:, :positions]
+
+
+_FORMS: dict[str, Callable[..., Any]] = {"plain": _plain, "chunked": _chunked}
+FORMS = tuple(_FORMS)

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybrid import ModelConfig
-from hybrid.losses import token_losses
+from hybrid import ModelConfig, losses
+from hybrid.losses import FORMS, token_losses
 from hybrid.model import logits
+from hybrid.ops.forms import noted
 from hybrid.params import init
 
 CONFIG = ModelConfig(
@@ -77,3 +78,60 @@ def test_losses_of_narrow_models_are_float32():
     nats, _ = token_losses(config, params, jnp.ones((1, 2, 4), jnp.bfloat16), jnp.array([[1, 2]]))
     assert nats.dtype == jnp.float32
     np.testing.assert_allclose(nats, np.log(7), rtol=1e-6)
+
+
+HEADS = {
+    "own head": {"tie_embeddings": False},
+    "tied": {"logit_softcap": 2.0},
+    "transform": {"head": "transform", "head_bias": True, "logit_scale": 0.3},
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_chunks_equal_all_logits_at_once_in_value_and_gradient(x64, monkeypatch, head):
+    config = ModelConfig(
+        pattern="-", vocab_size=7, d_model=4, param_dtype="float64", compute_dtype="float64", **HEADS[head]
+    )
+    params = init(config, jax.random.key(1))
+    monkeypatch.setattr(losses, "CHUNK", 2 * 7 * 2)  # two positions of both rows: three chunks, the last half empty
+
+    def run(form):
+        def loss(params, hidden):
+            nats, scored = token_losses(config, params, hidden, jnp.asarray(LABELS), form=form)
+            return (jnp.sin(nats) * scored).sum(), nats
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, jnp.asarray(HIDDEN))
+
+    with noted() as chosen:
+        got = run("chunked")
+    assert chosen["token_losses"] == "chunked 2"
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-13), got, run("plain"))
+
+
+def temporaries(form):
+    """Bytes of forward and gradient of 2048 tokens over 50,000 words, d_model 256."""
+    config = ModelConfig(pattern="-", vocab_size=50_000, d_model=256)
+    params = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+    hidden, labels = jax.ShapeDtypeStruct((2, 1024, 256), jnp.float32), jax.ShapeDtypeStruct((2, 1024), jnp.int32)
+
+    def loss(params, hidden, labels):
+        return token_losses(config, params, hidden, labels, form=form)[0].mean()
+
+    with noted() as chosen:
+        compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(params, hidden, labels).compile()
+    return compiled.memory_analysis().temp_size_in_bytes / 2**20, chosen["token_losses"]
+
+
+def test_a_large_vocabulary_needs_a_third_of_its_logits():
+    """All logits are 391 MiB, of which the plain form needs two. 49 MiB of the rest are the gradient of the head."""
+    chunked, form = temporaries("auto")
+    assert form.startswith("chunked")
+    assert chunked <= 130
+    assert temporaries("plain")[0] >= 700
+
+
+def test_small_vocabularies_keep_the_plain_form(params):
+    with noted() as chosen:
+        token_losses(CONFIG, params, jnp.asarray(HIDDEN), jnp.asarray(LABELS))
+    assert chosen == {"token_losses": "plain"}
+    assert set(FORMS) == {"plain", "chunked"}
