@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -42,12 +43,12 @@ def naive(config, params, tokens, decoder_tokens=None):
     def norm(params, x):
         if config.norm == "layernorm":
             x = x - x.mean(-1, keepdims=True)
-        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_eps) * params["scale"]
+        x = x / jnp.sqrt((x**2).mean(-1, keepdims=True) + config.norm_eps) * params["scale"]
         return x + params["bias"] if config.norm == "layernorm" else x
 
     def stack(config, params, tokens, table, memory=None):
         length, d = tokens.shape[1], config.d_model
-        x = np.asarray(table["tokens"])[tokens] * config.embedding_scale
+        x = table["tokens"][tokens] * config.embedding_scale
         if config.positions == "learned":
             x = x + table["positions"][:length]
         if config.positions == "sinusoidal":
@@ -78,7 +79,7 @@ def naive(config, params, tokens, decoder_tokens=None):
         x = norm(head["norm"], x * (1 + jax.scipy.special.erf(x / np.sqrt(2))) / 2)
     logits = x @ (params["embedding"]["tokens"].T if config.tie_embeddings else head["kernel"]) * config.logit_scale
     logits = logits + head["bias"] if config.head_bias else logits
-    return logits if config.logit_softcap is None else config.logit_softcap * np.tanh(logits / config.logit_softcap)
+    return logits if config.logit_softcap is None else config.logit_softcap * jnp.tanh(logits / config.logit_softcap)
 
 
 MODELS = {
@@ -107,7 +108,8 @@ def test_a_model_is_the_loop_over_its_layers(name):
     config = ModelConfig(**{**SMALL, "pattern": "A-", **MODELS[name]})
     params, tokens = params_of(config), tokens_of()
     logits = compiled(lambda params: hybrid.apply(config, params, tokens))(params)
-    np.testing.assert_allclose(logits, naive(config, params, tokens), rtol=1e-9, atol=1e-11)
+    wanted = compiled(partial(naive, config))(params, tokens)
+    np.testing.assert_allclose(logits, wanted, rtol=1e-9, atol=1e-11)
 
 
 def encoder_decoder(name):
@@ -119,7 +121,8 @@ def encoder_decoder(name):
 def test_an_encoder_decoder_is_the_loop_over_both_stacks(name):
     config, params, tokens, decoder_tokens = encoder_decoder(name)
     run = compiled(lambda params: hybrid.apply(config, params, tokens, decoder_tokens=decoder_tokens))
-    np.testing.assert_allclose(run(params), naive(config, params, tokens, decoder_tokens), rtol=1e-8, atol=1e-10)
+    wanted = compiled(partial(naive, config))(params, tokens, decoder_tokens)
+    np.testing.assert_allclose(run(params), wanted, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ENCODER_DECODERS)
@@ -128,14 +131,16 @@ def test_an_encoder_decoder_decodes_from_a_memory_made_once(name):
     padding = jnp.arange(7)[None] < jnp.array([[7], [4]])
     options = {"decoder_tokens": decoder_tokens, "padding": padding}
     whole = compiled(lambda params: hybrid.apply(config, params, tokens, **options))(params)
-    memory = hybrid.encode(config, params, tokens, padding=padding)
+    memory = compiled(lambda params: hybrid.encode(config, params, tokens, padding=padding))(params)
+    extend = compiled(lambda tokens, state: hybrid.extend(config, params, tokens, state))
     state, rows = hybrid.init_state(config, 2, 9, params=params, memory=memory, memory_padding=padding), []
     for start, stop in ((0, 4), (4, 5), (5, 9)):
-        logits, state = hybrid.extend(config, params, decoder_tokens[:, start:stop], state)
+        logits, state = extend(decoder_tokens[:, start:stop], state)
         rows.append(logits)
     np.testing.assert_allclose(jnp.concatenate(rows, axis=1), whole, rtol=1e-8, atol=1e-10)
     # The second row is as if its padding were not there.
-    alone = hybrid.apply(config, params, tokens[1:, :4], decoder_tokens=decoder_tokens[1:])
+    short = tokens[1:, :4]
+    alone = compiled(lambda: hybrid.apply(config, params, short, decoder_tokens=decoder_tokens[1:]))()
     np.testing.assert_allclose(whole[1:], alone, rtol=1e-8, atol=1e-10)
 
 
@@ -182,11 +187,12 @@ def test_prompts_of_several_lengths_go_through_in_one_batch():
         config = ModelConfig(**SMALL, pattern="AM-H", positions=positions, max_length=12)
         params, tokens = params_of(config), tokens_of()
         padding = jnp.arange(9)[None] >= jnp.array([[0], [4]])
-        alone = hybrid.apply(config, params, tokens[1:, 4:])
-        whole = hybrid.apply(config, params, tokens, padding=padding)
+        apply = compiled(partial(hybrid.apply, config, params))
+        extend = compiled(partial(hybrid.extend, config, params))
+        alone, whole = apply(tokens[1:, 4:]), apply(tokens, padding=padding)
         np.testing.assert_allclose(whole[1:, 4:], alone, rtol=1e-8, atol=1e-10)
-        logits, state = hybrid.extend(config, params, tokens[:, :6], hybrid.init_state(config, 2, 12), padding[:, :6])
-        more, state = hybrid.extend(config, params, tokens[:, 6:], state)
+        logits, state = extend(tokens[:, :6], hybrid.init_state(config, 2, 12), padding[:, :6])
+        more, state = extend(tokens[:, 6:], state)
         np.testing.assert_allclose(jnp.concatenate([logits[1:, 4:], more[1:]], axis=1), alone, rtol=1e-8, atol=1e-10)
         assert state.length.tolist() == [9, 5]
 
@@ -255,9 +261,9 @@ def test_what_a_model_cannot_take_is_refused(fields, options, field):
 def test_logits_are_at_least_float32():
     config = ModelConfig(**{**SMALL, "param_dtype": "float32", "compute_dtype": "bfloat16"}, pattern="-")
     params = params_of(config)
-    hidden, _ = hybrid.forward(config, params, tokens_of())
+    hidden, _ = compiled(partial(hybrid.forward, config, params))(tokens_of())
     assert hidden.dtype == jnp.bfloat16
-    assert hybrid.apply(config, params, tokens_of()).dtype == jnp.float32
+    assert jax.eval_shape(lambda: hybrid.apply(config, params, tokens_of())).dtype == jnp.float32
 
 
 # --- what sublayers report --------------------------------------------------------------------------------------------
@@ -292,7 +298,7 @@ def test_losses_add_up_and_metrics_have_a_row_a_layer(probe, scan_layers):
     config = ModelConfig(**SMALL, pattern="P3-P", scan_layers=scan_layers)
     params = params_of(config)
     single = per_layer(params)["layers"]
-    _, aux = hybrid.forward(config, params, tokens_of())
+    _, aux = compiled(partial(hybrid.forward, config, params))(tokens_of())
     rows = [float((single[i]["sublayer"]["weight"] ** 2).sum()) for i in "0124"]
     np.testing.assert_allclose(aux.losses["probe"], sum(rows), rtol=1e-12)
     np.testing.assert_allclose(aux.metrics["one"], rows, rtol=1e-12)
