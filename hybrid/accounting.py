@@ -91,7 +91,7 @@ def _flops(config: ModelConfig, length: int, batch: int, targets: int) -> Flops:
     def loss(params: Any, tokens: Any, labels: Any) -> Any:
         both = {} if config.encoder is None else {"decoder_tokens": labels}
         hidden, _ = forward(config, params, tokens, **both)
-        nats, _ = token_losses(config, params, hidden, labels)
+        nats, _ = token_losses(config, params, hidden, labels, form="plain")
         return jnp.mean(nats)
 
     read = length if config.encoder is None else targets
