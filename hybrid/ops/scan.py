@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hybrid.ops.forms import accumulator, by_platform, keep_mask, lookup
+from hybrid.ops.forms import accumulator, by_platform, keep_mask, lookup, note
 from hybrid.ops.spread import spread
 from hybrid.validation import ConfigError
 
@@ -58,13 +58,16 @@ def selective_scan(
         initial_state = jnp.zeros((batch, d_inner, A.shape[1]), dtype)
     if chunk is not None and chunk < 1:
         raise ConfigError("chunk", f"{chunk} is not allowed; must be at least 1")
-    function, default_chunk = _FORMS[by_platform(_AUTO)] if form == "auto" else lookup(_FORMS, form)
+    name = by_platform(_AUTO) if form == "auto" else form
+    function, default_chunk = lookup(_FORMS, name)
     if length == 0:
         return x, initial_state.astype(dtype)
+    chunk = min(chunk or default_chunk, length)
+    note("selective_scan", name if name == "sequential" else f"{name} {chunk}")
     keep = None if segment_ids is None else keep_mask(segment_ids, previous_segment).astype(dtype)
     state = initial_state.astype(dtype).swapaxes(1, 2)
     B, C = (matrix.astype(dtype).T if matrix.ndim == 2 else matrix for matrix in (B, C))
-    y, state = function(min(chunk or default_chunk, length), _Inputs(x, dt, A.astype(dtype).T, B, C, keep), state)
+    y, state = function(chunk, _Inputs(x, dt, A.astype(dtype).T, B, C, keep), state)
     if D is not None:
         y = y + spread(D.astype(dtype), x.shape) * x
     return y.astype(x.dtype), state.swapaxes(1, 2)

@@ -65,19 +65,14 @@ def ssd(
     state = jnp.zeros(shape, dtype) if initial_state is None else initial_state.astype(dtype)
     if length == 0:
         return x, state
-    keep = None if segment_ids is None else keep_mask(segment_ids, previous_segment)
+    keep = None if segment_ids is None else jnp.repeat(keep_mask(segment_ids, previous_segment), groups, axis=0)
     dt = dt.astype(dtype)
-    by_group = (groups, heads // groups)
-    inputs = Inputs(
-        x.astype(dtype).reshape(batch, length, *by_group, head_dim),
-        dt.reshape(batch, length, *by_group),
-        (dt * A.astype(dtype)).reshape(batch, length, *by_group),
-        B.astype(dtype),
-        C.astype(dtype),
-        keep,
-    )
-    y, state = function(chunk, inputs, state.reshape(batch, *by_group, head_dim, d_state))
-    y, state = y.reshape(x.shape), state.reshape(shape)
+    of_heads = (_by_group(array, groups) for array in (x.astype(dtype), dt, dt * A.astype(dtype)))
+    B, C = (_by_group(array, groups)[:, :, 0] for array in (B.astype(dtype), C.astype(dtype)))
+    inputs = Inputs(*of_heads, B, C, keep)
+    y, state = function(chunk, inputs, state.reshape(batch * groups, heads // groups, head_dim, d_state))
+    y = y.reshape(batch, groups, length, heads // groups, head_dim).swapaxes(1, 2).reshape(x.shape)
+    state = state.reshape(shape)
     if D is not None:
         y = y + spread(D.astype(dtype), x.shape, axis=2) * x
     return y.astype(x.dtype), state
@@ -108,8 +103,14 @@ def ssd_reference(
     return jnp.stack(outputs, axis=1), h
 
 
-# A form: (chunk or None, inputs, state (batch, groups, heads of a group, head_dim, d_state)) -> outputs like inputs.x,
-# last state.
+def _by_group(array: jax.Array, groups: int) -> jax.Array:
+    """(batch, length, heads, ...) -> (batch groups, length, heads of a group, ...)."""
+    batch, length, heads, *rest = array.shape
+    parts = array.reshape(batch, length, groups, heads // groups, *rest).swapaxes(1, 2)
+    return parts.reshape(batch * groups, length, heads // groups, *rest)
+
+
+# A form: (chunk or None, inputs, state (rows, heads, head_dim, d_state)) -> outputs like inputs.x, last state.
 _Form = Callable[[int | None, Inputs, jax.Array], tuple[jax.Array, jax.Array]]
 
 
@@ -120,10 +121,10 @@ def _sequential(chunk: int | None, inputs: Inputs, state: jax.Array) -> tuple[ja
     def body(h, part: Inputs):
         decay = jnp.exp(part.log_decay)
         if part.keep is not None:
-            decay = decay * part.keep[:, None, None]
+            decay = decay * part.keep[:, None]
         drive = part.dt[..., None] * part.x
-        h = decay[..., None, None] * h + drive[..., None] * part.B[:, :, None, None, :]
-        return h, jnp.einsum("bgrpn,bgn->bgrp", h, part.C)
+        h = decay[..., None, None] * h + drive[..., None] * part.B[:, None, None, :]
+        return h, jnp.einsum("brpn,bn->brp", h, part.C)
 
     if inputs.x.shape[1] == 1:  # one new token: no loop around it
         state, y = body(state, jax.tree.map(lambda array: array[:, 0], inputs))
@@ -138,14 +139,14 @@ def _chunked(chunk: int | None, inputs: Inputs, state: jax.Array) -> tuple[jax.A
     return ssd_chunks.chunked(tiles, inputs, state)
 
 
-def tiles_of(chunk: int | None, batch: int, length: int, groups: int, heads: int, head_dim: int) -> ssd_chunks.Tiles:
-    """The chunks, and how many at once; heads: of a group. chunk None: by platform."""
+def tiles_of(chunk: int | None, rows: int, length: int, heads: int, head_dim: int) -> ssd_chunks.Tiles:
+    """The chunks, and how many at once. chunk None: by platform."""
     usual, numbers = by_platform(_TILES)
     chunk = min(chunk or usual, length)
     chunks = -(-length // chunk)
     if numbers is None:
         return ssd_chunks.Tiles(chunk, chunks)
-    most = max(1, numbers // (batch * groups * heads * chunk * max(chunk, head_dim)))
+    most = max(1, numbers // (rows * heads * chunk * max(chunk, head_dim)))
     return ssd_chunks.Tiles(chunk, -(-chunks // -(-chunks // most)))  # groups of equal size, so that few are padding
 
 

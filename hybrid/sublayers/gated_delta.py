@@ -48,7 +48,8 @@ class GatedDeltaConfig(Checked):
     """Initial steps, as Mamba's; initial exp(A_log) are uniform up to 16."""
     form: Literal["auto", "sequential", "chunked"] = "auto"
     """The form of hybrid.ops.delta."""
-    chunk: PositiveInt = 64
+    chunk: PositiveInt | None = None
+    """Positions a chunk; None: by platform."""
 
     def check(self) -> None:
         if self.dt_min > self.dt_max:

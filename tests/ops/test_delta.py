@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybrid.ops.delta import FORMS, gated_delta_rule, gated_delta_rule_reference
+from hybrid.ops.forms import noted
 from hybrid.validation import ConfigError
 
 
@@ -135,3 +136,30 @@ def test_what_cannot_be_is_refused():
         gated_delta_rule(**inputs(3, dtype=jnp.float32), chunk=0)
     with pytest.raises(ConfigError, match=r"2 key heads.*divide the 3"):
         gated_delta_rule(**{**inputs(3, heads=3, key_heads=2, dtype=jnp.float32), "initial_state": None})
+
+
+def test_gradient_to_a_decay_of_one_is_that_of_the_recurrence(x64):
+    """There the logarithm is 0, where a clipped exponent would have half of its slope."""
+    arrays = inputs(9, batch=1)
+    arrays["log_decay"] = arrays["log_decay"].at[:, 3:7].set(0)
+    got = value_and_gradient(gated_delta_rule, arrays, form="chunked", chunk=9)
+    close(got, value_and_gradient(gated_delta_rule, arrays, form="sequential"))
+
+
+def test_gradient_at_2048_positions_needs_at_most_48_mib():
+    """4 heads of 64 x 64: every memory would be 128 MiB."""
+    shapes = {n: jax.ShapeDtypeStruct(a.shape, jnp.float32) for n, a in inputs(2048, 4, 4, 1, 64, 64).items()}
+
+    def loss(arrays):
+        out, last = gated_delta_rule(**arrays)
+        return out.sum() + last.sum()
+
+    memory = jax.jit(jax.grad(loss)).lower(shapes).compile().memory_analysis()
+    assert memory.temp_size_in_bytes <= 48 * 2**20
+
+
+def test_the_form_is_noted():
+    with noted() as chosen:
+        for length in (100, 1):
+            jax.eval_shape(lambda arrays: gated_delta_rule(**arrays), inputs(length, dtype=jnp.float32))
+    assert chosen == {"gated_delta_rule": "chunked 32, sequential"}

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from hybrid.ops.forms import noted
 from hybrid.ops.scan import FORMS, selective_scan, selective_scan_reference
 from hybrid.validation import ConfigError
 
@@ -198,3 +199,10 @@ def test_chunked_gradient_at_2048_positions_needs_at_most_20_mib():
 def test_chunked_gradient_at_65536_positions_needs_at_most_400_mib():
     """All the states would be 2 GiB."""
     assert temporaries("chunked", 65536) <= 400 * 2**20
+
+
+def test_the_form_is_noted():
+    with noted() as chosen:
+        for form in FORMS:
+            jax.eval_shape(lambda arrays, f=form: selective_scan(**arrays, form=f, chunk=4), inputs(9))
+    assert chosen == {"selective_scan": "associative 4, sequential, chunked 4"}

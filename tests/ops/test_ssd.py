@@ -11,8 +11,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from hybrid.ops.forms import noted
 from hybrid.ops.scan import selective_scan
-from hybrid.ops.ssd import FORMS, ssd, ssd_reference
+from hybrid.ops.ssd import FORMS, ssd, ssd_reference, tiles_of
+from hybrid.ops.ssd_chunks import Inputs, Tiles, chunked
 from hybrid.validation import ConfigError
 
 NAMES = ("x", "dt", "A", "B", "C", "D", "initial_state")
@@ -35,7 +37,11 @@ def segments(length, batch=2, seed=0):
     return jnp.asarray(np.cumsum(g.random((batch, length)) < 0.3, axis=1) % 3)
 
 
-@partial(jax.jit, static_argnames=("function", "form", "chunk", "cut"))
+# Compiling is nearly all the time that these tests take.
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+@partial(jax.jit, compiler_options=QUICKLY, static_argnames=("function", "form", "chunk", "cut"))
 def value_and_gradient(function, arrays, **options):
     """Outputs, last state and gradients to all inputs, of a loss that sees outputs and last state."""
     out, pull = jax.vjp(lambda arrays: function(**arrays, **options), arrays)
@@ -206,13 +212,45 @@ def test_errors_name_the_field():
         ssd(**(arrays | {"B": jnp.zeros((2, 3, 3, 5))}))
 
 
-def test_gradient_at_2048_positions_needs_at_most_48_mib():
-    """8 heads of 64, 64 states: keeping every state would be 256 MiB."""
-    shapes = {n: jax.ShapeDtypeStruct(a.shape, jnp.float32) for n, a in inputs(2048, 1, 8, 64, 1, 64).items()}
+def test_tiles_fit_the_cache_and_groups_of_chunks_are_of_equal_size():
+    assert tiles_of(None, 1, 2048, 8, 64) == (64, 4)
+    assert tiles_of(None, 1, 257, 8, 64) == (64, 3)  # five chunks: 3 and 2, not 4 and 1
+    assert tiles_of(None, 8, 2048, 8, 64) == (64, 1)
+    assert tiles_of(16, 1, 10, 1, 4) == (10, 1)
+
+
+@pytest.mark.parametrize("chunks", [2, 12])
+def test_groups_of_several_chunks_equal_the_recurrence(x64, chunks):
+    """Few are passed on from one to the next in a row of statements, many in a loop."""
+    arrays, ids = inputs(49, batch=1, heads=2, groups=1), segments(49, batch=1)
+
+    def run(x, dt, A, B, C, initial_state):
+        keep = jnp.concatenate([jnp.ones((1, 1), bool), ids[:, 1:] == ids[:, :-1]], axis=1)
+        return chunked(Tiles(3, chunks), Inputs(x, dt, dt * A, B[:, :, 0], C[:, :, 0], keep), initial_state)
+
+    del arrays["D"]
+    got = value_and_gradient(run, arrays)
+    close(got, value_and_gradient(ssd, arrays, segment_ids=ids, form="sequential"))
+
+
+def temporaries(length):
+    """Bytes of temporaries of forward and gradient with 8 heads of 64 and 64 states."""
+    shapes = {n: jax.ShapeDtypeStruct(a.shape, jnp.float32) for n, a in inputs(length, 1, 8, 64, 1, 64).items()}
 
     def loss(arrays):
         y, last = ssd(**arrays, form="chunked", chunk=64)
         return y.sum() + last.sum()
 
-    memory = jax.jit(jax.grad(loss)).lower(shapes).compile().memory_analysis()
-    assert memory.temp_size_in_bytes <= 48 * 2**20
+    return jax.jit(jax.grad(loss)).lower(shapes).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_gradient_at_2048_positions_needs_at_most_24_mib():
+    """Every state would be 256 MiB; inputs and outputs are 4 each."""
+    assert temporaries(2048) <= 24 * 2**20
+
+
+def test_the_form_is_noted():
+    with noted() as chosen:
+        jax.eval_shape(lambda arrays: ssd(**arrays), inputs(100, dtype=jnp.float32))
+        jax.eval_shape(lambda arrays: ssd(**arrays), inputs(1, dtype=jnp.float32))
+    assert chosen == {"ssd": "chunked 64, sequential"}
