@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hybrid.ops.forms import noted
 from hybrid.ops.linear_recurrence import FORMS, linear_recurrence, linear_recurrence_reference
 from hybrid.validation import ConfigError
 
@@ -124,3 +125,22 @@ def test_the_gradient_keeps_no_more_than_a_few_copies_of_the_states(form):
     shape = jax.ShapeDtypeStruct((1, 2048, 512), jnp.float32)
     gradient = jax.grad(lambda a, b: linear_recurrence(a, b, form=form)[0].sum(), (0, 1))
     assert jax.jit(gradient).lower(shape, shape).compile().memory_analysis().temp_size_in_bytes <= 40 * 2**20
+
+
+def test_sequential_gradient_needs_one_array_of_temporaries():
+    """2048 positions of 512 channels are 4 MiB: the states are kept, the rest is written in place."""
+    shapes = {n: jax.ShapeDtypeStruct((1, 2048, 512), jnp.float32) for n in ("a", "b")}
+
+    def loss(arrays):
+        states, last = linear_recurrence(**arrays, form="sequential")
+        return jnp.sum(states * states) + last.sum()
+
+    memory = jax.jit(jax.grad(loss)).lower(shapes).compile().memory_analysis()
+    assert memory.temp_size_in_bytes <= 9 * 2**20
+
+
+def test_the_form_is_noted():
+    with noted() as chosen:
+        for form in FORMS:
+            jax.eval_shape(lambda arrays, f=form: linear_recurrence(**arrays, form=f, chunk=4), inputs(9))
+    assert chosen == {"linear_recurrence": "sequential, associative, chunked 4"}
