@@ -10,7 +10,8 @@ GPU nodes are reached by ssh. The workers of a TPU VM (one process each) by gclo
 
 --hosts: their names or addresses; the first one coordinates, at --port, and must be reachable by that name from the
 others. --ssh: what a command line is given to as its last word, with {host} and {process} in it. --python: of the
-hosts. Variables called HYBRID_..., XLA_..., JAX_... and WANDB_... go along. Where one process fails, the others are
+hosts. Variables called HYBRID_..., XLA_..., JAX_... and WANDB_... go along, but no keys: a command line can be read by
+all users of a host (`wandb login` keeps the key in a file). Where one process fails, the others are
 ended. Exit code: the first that is not 0.
 """
 
@@ -49,7 +50,9 @@ def main() -> int:
 def command(options: argparse.Namespace, hosts: list[str], process: int) -> list[str]:
     """The command that starts one of the processes on its host."""
     place = {"HYBRID_COORDINATOR": f"{hosts[0]}:{options.port}", "HYBRID_PROCESSES": len(hosts)}
-    carried = {name: value for name, value in os.environ.items() if name.startswith(CARRIED)}
+    carried = {
+        name: value for name, value in os.environ.items() if name.startswith(CARRIED) and not name.endswith("KEY")
+    }
     variables = {**carried, **place, "HYBRID_PROCESS": process}
     words = [f"{name}={value}" for name, value in variables.items()]
     words += [options.python, "-m", "experiments.train", *options.arguments]

@@ -164,15 +164,40 @@ def _shared(config: ModelConfig, params: Mapping[str, Any], x: Any) -> Any:
 
 
 def _dropless(config: ModelConfig, params: Mapping[str, Any], x: Any, choice: Choice, real: Any) -> tuple[Any, Any]:
+    """On a mesh each device serves its own tokens with the experts, and the parts of them, that it has; what they give
+    is added up over the devices that share the tokens."""
     from hybrid.ops.experts import grouped_linear, moved
     from hybrid.ops.routing import sorted_places
+    from hybrid.sharding import RULES, per_device
 
-    group = config.moe
-    places, sizes = sorted_places(choice.experts, real, group.n_experts)
-    inputs = moved(x.reshape(-1, x.shape[-1]), places.token, places.slot)
-    outputs = _experts(config, params, inputs, lambda rows, weight: grouped_linear(rows, weight, sizes, group.form))
-    y = _weighed(outputs, places, choice.weights * group.gate_scale)
-    return y.reshape(x.shape), jnp.zeros((), jnp.float32)
+    group, (batch, length, _) = config.moe, x.shape
+    names = [name for name in ("up", "gate", "down") if name in params]
+
+    def piece(x: Any, experts: Any, weights: Any, real: Any, *own: Any) -> Any:
+        params = dict(zip(names, own, strict=True))
+        here, hidden = params["up"].shape[0], params["up"].shape[2]
+        experts, weights, real = (array.reshape(-1, *array.shape[2:]) for array in (experts, weights, real))
+        shared = [*RULES["expert"]] if here < group.n_experts else []
+        shared += RULES["mlp"] if hidden < width(config) else ()
+        groups = here
+        if here < group.n_experts:  # one group more, for choices that other devices serve
+            experts = experts - here * jax.lax.axis_index(*RULES["expert"])
+            experts, groups = jnp.where((experts >= 0) & (experts < here), experts, here), here + 1
+        places, sizes = sorted_places(experts, real, groups)
+        inputs = moved(x.reshape(-1, x.shape[-1]), places.token, places.slot)
+        outputs = _experts(
+            config, params, inputs, lambda rows, weight: grouped_linear(rows, weight, sizes[:here], group.form)
+        )
+        y = _weighed(outputs, places, weights * group.gate_scale).reshape(x.shape)
+        return jax.lax.psum(y, tuple(shared)) if shared else y
+
+    rows = ("batch", "length")
+    into = [("expert", "mlp", None) if name == "down" else ("expert", None, "mlp") for name in names]
+    axes = [(*rows, None), (*rows, None), (*rows, None), rows, *into]
+    chosen = (choice.experts.reshape(batch, length, -1), choice.weights.reshape(batch, length, -1))
+    run = per_device(piece, axes, (*rows, None))
+    y = run(x, *chosen, real.reshape(batch, length), *(params[name] for name in names))
+    return y, jnp.zeros((), jnp.float32)
 
 
 def _capacity(config: ModelConfig, params: Mapping[str, Any], x: Any, choice: Choice, real: Any) -> tuple[Any, Any]:
