@@ -59,6 +59,9 @@ class OptimizerConfig(Checked):
 class TrainConfig(Checked):
     steps: PositiveInt
     log_every: PositiveInt = 10
+    population: NaturalInt = 0
+    """Trials of a group that a worker trains side by side in one program (experiments/population.py); 0: one after
+    another on a CPU, as many as fit in memory on an accelerator. No part of a trial's identity."""
 
 
 @dataclass(frozen=True)
@@ -152,8 +155,6 @@ class Trial(Checked):
         if (batch // parts) % shards:
             problem = f"{batch} is not allowed; a part of {batch // parts} must be a multiple of {shards} devices"
             raise ConfigError("data.batch_size", f"{problem} (mesh.data x mesh.fsdp)")
-        if mesh.sequence != 1:
-            raise ConfigError("mesh.sequence", f"{mesh.sequence} is not allowed; only 1 is built yet")
         if mesh.expert != 1 and all(kind.group != "moe" for kind, _ in self.model.parts()):
             raise ConfigError("mesh.expert", f"{mesh.expert} is not allowed; the model has no experts (E)")
 
@@ -177,6 +178,22 @@ class Trial(Checked):
                 at = f"{self.data.seq_len} is not allowed"
                 why = f"{name} is {most}" + (f", its targets have {length}" if length != self.data.seq_len else "")
                 raise ConfigError("data.seq_len", f"{at}; {why}")
+        if self.mesh.sequence > 1:
+            self._check_shards(stack, length)
+
+    def _check_shards(self, stack: ModelConfig, length: int) -> None:
+        """Whether rows of a stack can be cut along their length over the devices of mesh.sequence."""
+        parts = self.mesh.sequence
+        if length % parts:
+            raise ConfigError("mesh.sequence", f"{parts} is not allowed; must divide the {length} positions of a row")
+        for kind, view in stack.kinds():
+            traits, sharing = kind.traits(view), parts * self.mesh.tensor
+            if length // parts % traits.together:
+                problem = f"{parts} is not allowed; a shard of {length // parts} positions must be a multiple of"
+                raise ConfigError("mesh.sequence", f"{problem} {traits.together}, which {kind.group} keeps together")
+            if traits.whole_rows and stack.d_model % sharing:
+                problem = f"{parts} is not allowed; {kind.group} cuts model.d_model = {stack.d_model} instead, which"
+                raise ConfigError("mesh.sequence", f"{problem} must be a multiple of {sharing} (sequence x tensor)")
 
 
 @dataclass(frozen=True)
@@ -289,8 +306,13 @@ def matched(fields: Mapping[str, Any], match: Match) -> ModelConfig:
 
 # --- identity ---------------------------------------------------------------------------------------------------------
 
-TRACED = ("learning_rate", "weight_decay", "warmup_steps")
+TRACED = (
+    "learning_rate", "weight_decay", "warmup_steps", "decay_fraction", "final_fraction", "b1", "b2", "eps", "clip_norm"
+)  # fmt: skip
 """Fields of the optimizer that a compiled program takes as values."""
+
+SHAPING = ("seq_len", "batch_size", "objective", "packing", "masked", "span")
+"""Fields of the data that the shapes of a batch follow from."""
 
 
 def trial_plain(trial: Trial) -> dict[str, Any]:
@@ -310,6 +332,7 @@ def identity(trial: Trial, fingerprint: str | None) -> dict[str, Any]:
         model["encoder"] = "".join(trial.model.encoder_config.sequence)
     whole["data"] = {name: value for name, value in whole["data"].items() if name not in trial.data.idle}
     model.pop("scan_layers"), model.pop("remat")  # how it is compiled, not what it computes
+    whole["train"].pop("population")  # nor with whom
     parts = {name: whole[name] for name in ("data", "optimizer", "train", "evaluate", "seed")}
     return {"model": model, **parts, "fingerprint": fingerprint}
 
@@ -319,12 +342,23 @@ def run_id(trial: Trial, fingerprint: str | None) -> str:
 
 
 def group_id(trial: Trial, fingerprint: str | None) -> str:
-    """The same for trials that share a compiled program: they differ in values, not in shapes."""
+    """The same for trials that share their compiled programs: they differ in values, not in shapes.
+
+    What a program is made of: the architecture, the form of the optimizer, the shapes of a batch, the mesh. Dropout and
+    clipping are in it as "there" or "not there": without them a program leaves out their work. The rates, the seed, the
+    number of steps, how often is logged and which text or noise the batches hold are values.
+    """
     whole = identity(trial, fingerprint)
-    whole["optimizer"] = {name: value for name, value in whole["optimizer"].items() if name not in TRACED}
-    whole.pop("seed")
-    how = {"remat": trial.model.remat, "scan_layers": trial.model.scan_layers, "mesh": plain(trial.mesh)}
-    return digest({**whole, **how})
+    model, optimizer = whole["model"], whole["optimizer"]
+    return digest(
+        {
+            "model": {**model, "dropout": model["dropout"] > 0},
+            "optimizer": {name: value for name, value in optimizer.items() if name not in TRACED},
+            "clips": optimizer["clip_norm"] is not None,
+            "data": {name: whole["data"][name] for name in SHAPING if name in whole["data"]},
+            "how": {"remat": trial.model.remat, "scan_layers": trial.model.scan_layers, "mesh": plain(trial.mesh)},
+        }
+    )
 
 
 def digest(value: Any) -> str:

@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Protocol
 
 import jax
 import numpy as np
 
+from experiments import hosts
 from experiments.checkpoint import Checkpoints, refuse_other
-from experiments.config import Trial, group_id, identity
+from experiments.config import Trial, digest, group_id, identity
 from experiments.derived import count
 from experiments.recorder import Recorder, Watch
 from experiments.runs import RunFolder
@@ -28,6 +30,7 @@ from experiments.signals import Stop
 from experiments.states import TrainState, host, live, saved, saved_shapes
 from experiments.step import Program
 from hybrid.accounting import parameters
+from hybrid.validation import plain
 
 Outcome = Literal["done", "diverged", "stopped"]
 
@@ -62,45 +65,96 @@ def train(
     """
     if run.result is not None:
         return run.result["status"]
-    with Stop() if stop is None else contextlib.nullcontext(stop) as asked:
-        data = _load(trial) if data is None else data
-        derived = run.record["derived"]
-        recorded = derived.get("fingerprint") or data.fingerprint
-        refuse_other({"fingerprint": recorded}, {"fingerprint": data.fingerprint}, run.path)
-        group = group_id(trial, data.fingerprint)
-        if group not in programs:
-            programs[group] = Program(trial)
-        flops = derived.get("flops_per_token") or count(trial)["flops_per_token"]
-        recorder = Recorder(trial, run, data.token_bytes, flops, watch)
-
-        def refused(step: int, reason: str) -> None:
-            run.event("refused", step=step, reason=reason)
-
-        with Checkpoints(run.checkpoints, trial.checkpoint.keep, refused) as checkpoints:
-            return _Training(trial, recorder, data, programs[group], checkpoints, asked).train()
+    with (
+        Stop() if stop is None else contextlib.nullcontext(stop) as asked,
+        begun(trial, run, programs, stop=asked, watch=watch, data=data) as training,
+    ):
+        return training.train()
 
 
-def _load(trial: Trial) -> Source:
-    from experiments.data import load
+@contextlib.contextmanager
+def begun(
+    trial: Trial,
+    run: RunFolder,
+    programs: dict[str, Program],
+    *,
+    stop: Stop,
+    watch: Watch | None = None,
+    data: Source | None = None,
+    kind: type[Training] | None = None,
+) -> Iterator[Training]:
+    """A run from where it stands, its checkpoints open while the block runs. kind: instead of Training."""
+    data = load(trial) if data is None else data
+    record = run.record
+    recorded = record["derived"].get("fingerprint") or data.fingerprint
+    refuse_other({"fingerprint": recorded}, {"fingerprint": data.fingerprint}, run.path)
+    group = group_id(trial, data.fingerprint)
+    if group not in programs:
+        programs[group] = Program(trial)
+    if kind is None:
+        programs[group].begin(programs[group].evaluation(*held_out(trial, data, SPLITS[0]))[0][0])
+    recorder = Recorder(trial, run, data.token_bytes, watch)
 
-    return load(trial.data, seed=trial.seed, evaluation_sequences=trial.evaluate.sequences)
+    def refused(step: int, reason: str) -> None:
+        run.event("refused", step=step, reason=reason)
+
+    together = hosts.Together(stop, trial.train.log_every)
+    with Checkpoints(run.checkpoints, trial.checkpoint.keep if run.writes else None, refused) as checkpoints:
+        training = (kind or Training)(trial, recorder, data, programs[group], checkpoints, together)
+        recorder.flops_per_token = _completed(trial, run, 1 if kind is None else None)["derived"]["flops_per_token"]
+        yield training
 
 
-class _Training:
-    """One call of `train`."""
+def _completed(trial: Trial, run: RunFolder, population: int | None) -> dict[str, Any]:
+    """config.json with what is counted from the program (the step is being compiled all the while), and with how many
+    others the run trains."""
+    record = run.record
+    before = json.dumps(record)
+    if record["derived"].get("flops_per_token") is None:
+        record["derived"].update(count(trial))
+    if population is not None:
+        record["population"] = population
+    if run.writes and json.dumps(record) != before:
+        run.create(record)
+    return record
+
+
+def load(trial: Trial) -> Source:
+    """The data that trial.data names."""
+    from experiments import data
+
+    return data.load(trial.data, seed=trial.seed, evaluation_sequences=trial.evaluate.sequences)
+
+
+def held_out(trial: Trial, data: Source, split: str) -> tuple[str, Callable[[], Any]]:
+    """(its name among all sets, what makes it) of the fixed batches of a split."""
+    about = {"data": plain(trial.data), "sequences": trial.evaluate.sequences, "fingerprint": data.fingerprint}
+    return f"{split} {digest(about)}", functools.partial(data.evaluation, split)
+
+
+class Training:
+    """A run in the midst of its training: its state, and all that is done between two steps."""
 
     def __init__(
-        self, trial: Trial, recorder: Recorder, data: Source, program: Program, checkpoints: Checkpoints, stop: Stop
+        self,
+        trial: Trial,
+        recorder: Recorder,
+        data: Source,
+        program: Program,
+        checkpoints: Checkpoints,
+        stop: hosts.Together,
     ):
         self.trial, self.recorder, self.run, self.data = trial, recorder, recorder.run, data
         self.program, self.checkpoints, self.stop = program, checkpoints, stop
         self.identity = identity(trial, data.fingerprint)
         self.values = program.values(trial)
-        self.compiled = program.seconds
-        self.behind: tuple[int, Any, np.ndarray] | None = None
+        self.behind: tuple[int, Callable[[], Mapping[str, Any]], np.ndarray] | None = None
+        """The step that was not looked at yet: its number, what reads its metrics, its labels."""
         self.state, self.step = self._begin()
         self.saved = self.step
         """The step of the last checkpoint."""
+        self.device_waits: Callable[[], bool] = lambda: False
+        """Whether the device has done all that it was given."""
 
     def train(self) -> Outcome:
         self.recorder.open()
@@ -122,9 +176,13 @@ class _Training:
             return "" if there == about["rows"] else f"metrics.jsonl has {there} of the {about['rows']} rows up to it"
 
         begun = bool(rows) or self.run.reached() > 0
-        found = self.checkpoints.newest(saved_shapes(model, program.shapes, program.mesh), check)
+        shapes = saved_shapes(model, program.shapes, program.mesh)
+        found = self.checkpoints.newest(shapes, check) if self.run.writes else None
         step = found.step if found else 0
         self.run.cut(step)
+        step = hosts.from_first(step)
+        if not self.run.writes and step:
+            found = self.checkpoints.newest(shapes, lambda about: "" if about["step"] == step else "another is taken")
         self.recorder.rows = self.run.rows()
         if found is None:
             state = program.init(self.values)
@@ -145,7 +203,9 @@ class _Training:
         self.run.sync()
         about = {"identity": self.identity, "step": step, "rows": self.recorder.count(step)}
         about["seconds"] = round(self.recorder.seconds, 3)
-        self.checkpoints.save(step, saved(host(self.state)), about)
+        state = saved(host(self.state))
+        if self.run.writes:
+            self.checkpoints.save(step, state, about)
         self.saved = step
         seconds = time.perf_counter() - begun
         self.run.event("checkpoint", step=step, seconds=round(seconds, 4))
@@ -154,74 +214,93 @@ class _Training:
     # ------------------------------------------------------------------------------------------------------- the steps
     def _train(self) -> dict[str, Any] | None:
         """done.json's content, None where it was stopped."""
-        finite = self._advance() and self._look()
+        return self.end(self.advance() and self.look())
+
+    def end(self, finite: bool) -> dict[str, Any] | None:
+        """Commits the result, or saves where the run was stopped before its last step. finite: all steps so far."""
         if not finite:
             return self._finish("diverged")
-        if self.step < self.trial.train.steps or not self._score():
+        if self.step < self.trial.train.steps or not self.score():
             self._save()
             self.checkpoints.wait()
             self.run.event("stopped", step=self.step)
             return None
         return self._finish("done")
 
-    def _advance(self) -> bool:
+    def advance(self) -> bool:
         """Steps until the last one, a wish to stop, or a loss that is not finite (False)."""
-        steps, every = self.trial.train.steps, self.trial.checkpoint.every
-        if self.step == steps or not self._score():  # it was cut off between a step and its evaluation
+        if self.is_over():
             return True
+        steps = self.trial.train.steps
         with self.data.batches(self.step) as batches:
             ready = self._next(batches)
             while self.step < steps and not self.stop.asked:
                 batch, labels = ready
+                self.recorder.dispatched(self.device_waits)
                 self.state, metrics = self.program.train_step(self.state, batch, self.values)
+                self.device_waits = metrics["finite"].is_ready
                 self.step += 1
                 if self.step < steps:
                     ready = self._next(batches)  # while the device works
-                if not self._look():  # at the step before
+                if not self.took(functools.partial(jax.device_get, metrics), labels):
                     return False
-                self.behind = (self.step, metrics, labels)
-                self._note_compiled()
-                if self._is_due(self.step) or self.step % every == 0:
-                    if not self._look():
-                        return False
-                    if self._score() and self.step % every == 0:
-                        self._save()
         return True
 
     def _next(self, batches: Any) -> tuple[Any, np.ndarray]:
-        batch = next(batches)
+        with self.recorder.waiting_for_data():
+            batch = next(batches)
         return self.program.put(batch), batch["labels"]
 
-    def _look(self) -> bool:
+    def is_over(self) -> bool:
+        """Whether no step follows: all were done, or a stop came while what is due at this one was evaluated."""
+        return self.step == self.trial.train.steps or not self.score()  # cut off between a step and its evaluation
+
+    def took(self, metrics: Callable[[], Mapping[str, Any]], labels: np.ndarray) -> bool:
+        """All that follows the dispatch of a step, `self.step`; False where it or the one before was not finite."""
+        if not self.look():  # at the step before
+            return False
+        self.behind = (self.step, metrics, labels)
+        self._note_compiled()
+        save = self.step % self.trial.checkpoint.every == 0
+        if self._is_due(self.step) or save:
+            if not self.look():
+                return False
+            if self.score() and save:
+                self._save()
+        return True
+
+    def look(self) -> bool:
         """Looks at the step that is behind; False where it was not finite."""
         if self.behind is None:
             return True
-        (step, metrics, labels), self.behind = self.behind, None
-        if not jax.device_get(metrics["finite"]):
+        (step, read, labels), self.behind = self.behind, None
+        metrics = read()
+        self.recorder.arrived()
+        if not metrics["finite"]:
             self._save()  # of the state before that step
             self.step = step
-            self.recorder.training(step, {**jax.device_get(metrics), "loss": math.nan}, labels)
+            self.recorder.training(step, {**metrics, "loss": math.nan}, labels)
             return False
         if step % self.trial.train.log_every == 0 or step == self.trial.train.steps:
-            self.recorder.training(step, jax.device_get(metrics), labels)
+            self.recorder.training(step, metrics, labels)
         return True
 
     def _note_compiled(self) -> None:
-        self.recorder.compiled(self.program.seconds - self.compiled)
-        self.compiled = self.program.seconds
+        for made in self.program.news():
+            self.run.event("compiled", **made.event())
 
     # -------------------------------------------------------------------------------------------------- the evaluation
     def _is_due(self, step: int) -> bool:
         return step > 0 and (step % self.trial.evaluate.every == 0 or step == self.trial.train.steps)
 
-    def _score(self) -> bool:
+    def score(self) -> bool:
         """Evaluates what is due at this step and was not; False where it was asked to stop in the midst of it."""
         begun = time.perf_counter()
         splits = SPLITS if self.step == self.trial.train.steps else SPLITS[:1]
         for split in splits if self._is_due(self.step) else ():
             if self.recorder.has(self.step, f"{split}/loss"):
                 continue
-            fixed = self.program.evaluation(split, functools.partial(self.data.evaluation, split))
+            fixed = self.program.evaluation(*held_out(self.trial, self.data, split))
             results = []
             for batch, _ in fixed:
                 if self.stop.asked:

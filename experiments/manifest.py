@@ -83,15 +83,18 @@ def describe(study: Study, command: str) -> dict[str, Any]:
     }
 
 
-def freeze(folder: Path, study: Study, command: str, *, threads: int, workers: int, warn: Warn) -> Study:
+def freeze(
+    folder: Path, study: Study, command: str, *, threads: int, workers: int, population: int = 1, warn: Warn
+) -> Study:
     """Writes the study down, or compares it with what was written; the study as it was written goes on.
 
-    threads: of each worker (results are bit-equal for equal numbers only); workers: how many there are.
+    threads: of each worker (results are bit-equal for equal numbers only); workers: how many there are; population: how
+    many runs train side by side (0: as many as fit), which moves results by about 1e-5.
     """
     machine = {"threads": str(threads)}
     written = read(folder)
     if written is None:
-        written = {**describe(study, command), "machine": machine, "workers": workers}
+        written = {**describe(study, command), "machine": machine, "workers": workers, "population": population}
         write_json(folder / "manifest.json", written)
     else:
         _compare(folder, written, describe(study, command))

@@ -1,10 +1,11 @@
 """AdamW with warm-up, from an OptimizerConfig and the declarations of a model.
 
-    optimizer = adamw(config.optimizer, declarations(model), steps)
+    optimizer = adamw(config.optimizer, declarations(model))
     updates, state = optimizer.update(gradients, state, params, values=values, step=step, norm=norm)
 
 What trials of one group differ in (`Values`) is traced: one compiled program serves every learning rate, weight decay,
-warm-up and seed. Decay, rate and trainability of a leaf come from its Param.
+warm-up, number of steps, dropout rate and seed. Of an OptimizerConfig a program has the form alone: the schedule, and
+whether gradients are clipped. Decay, rate and trainability of a leaf come from its Param.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from experiments.config import OptimizerConfig, Trial
+from experiments.config import TRACED, OptimizerConfig, Trial
 from hybrid.params import Param, map_leaves
 
 Tree = Any
@@ -33,69 +34,76 @@ class Values:
     learning_rate: Any
     """() the highest rate of the schedule"""
     weight_decay: Any
-    """()"""
     warmup_steps: Any
-    """()"""
+    decay_fraction: Any
+    final_fraction: Any
+    b1: Any
+    b2: Any
+    eps: Any
+    clip_norm: Any
+    """() not read where the config has none"""
+    steps: Any
+    """() of the whole training"""
+    dropout: Any
+    """() not read where the config's rate is 0"""
     key: Any
     """The random key that initial values and dropout are drawn from."""
 
 
 def values_of(trial: Trial) -> Values:
     """The traced values of a trial, on the default device."""
-    wanted = (trial.optimizer.learning_rate, trial.optimizer.weight_decay, trial.optimizer.warmup_steps)
+    wanted = {name: getattr(trial.optimizer, name) for name in TRACED}
+    wanted |= {"clip_norm": wanted["clip_norm"] or np.inf, "steps": trial.train.steps, "dropout": trial.model.dropout}
     dtype = jnp.result_type(float)
-    numbers, seed = jax.device_put(([np.asarray(value, dtype) for value in wanted], np.uint32(trial.seed)))
-    rate, decay, warmup = numbers
-    return Values(rate, decay, warmup, jax.random.key(seed))
+    numbers = {name: np.asarray(value, dtype) for name, value in wanted.items()}
+    numbers, seed = jax.device_put((numbers, np.uint32(trial.seed)))
+    return Values(**numbers, key=jax.random.key(seed))
 
 
 # --- schedules --------------------------------------------------------------------------------------------------------
 # Each gives the share of the highest rate after warm-up; `done` counts the steps so far, this one included.
 
 
-def constant(config: OptimizerConfig, done: Scalar, warmup: Scalar, steps: int) -> Scalar:
+def constant(values: Values, done: Scalar) -> Scalar:
     return jnp.ones_like(done)
 
 
-def cosine(config: OptimizerConfig, done: Scalar, warmup: Scalar, steps: int) -> Scalar:
+def cosine(values: Values, done: Scalar) -> Scalar:
     """Half a cosine from the end of the warm-up to the last step, at final_fraction (Loshchilov & Hutter 2017)."""
-    progress = jnp.clip((done - warmup) / jnp.maximum(steps - warmup, 1), 0, 1)
-    return config.final_fraction + (1 - config.final_fraction) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+    progress = jnp.clip((done - values.warmup_steps) / jnp.maximum(values.steps - values.warmup_steps, 1), 0, 1)
+    return values.final_fraction + (1 - values.final_fraction) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
 
 
-def wsd(config: OptimizerConfig, done: Scalar, warmup: Scalar, steps: int) -> Scalar:
+def wsd(values: Values, done: Scalar) -> Scalar:
     """Stable, then a straight line to final_fraction in the last decay_fraction of the steps (Hu et al. 2024)."""
-    length = config.decay_fraction * steps
-    if length == 0:
-        return jnp.ones_like(done)
-    progress = jnp.clip((done - (steps - length)) / length, 0, 1)
-    return 1 - (1 - config.final_fraction) * progress
+    length = values.decay_fraction * values.steps
+    begun = done - (values.steps - length)
+    progress = jnp.where(length > 0, jnp.clip(begun / jnp.where(length > 0, length, 1), 0, 1), 0)
+    return 1 - (1 - values.final_fraction) * progress
 
 
 SCHEDULES: dict[str, Callable[..., Scalar]] = {"constant": constant, "cosine": cosine, "wsd": wsd}
 
 
-def learning_rate(config: OptimizerConfig, values: Values, step: Int[Array, ""], steps: int) -> Scalar:
+def learning_rate(config: OptimizerConfig, values: Values, step: Int[Array, ""]) -> Scalar:
     """The rate of step 0, 1, ..., `steps` - 1: a straight line up to the first full step, then the schedule."""
     done = (step + 1).astype(values.learning_rate.dtype)
     warm = jnp.minimum(done / jnp.maximum(values.warmup_steps, 1), 1)
-    return values.learning_rate * warm * SCHEDULES[config.schedule](config, done, values.warmup_steps, steps)
+    return values.learning_rate * warm * SCHEDULES[config.schedule](values, done)
 
 
 # --- AdamW ------------------------------------------------------------------------------------------------------------
 
 
-def adamw(
-    config: OptimizerConfig, declarations: Mapping[str, Any], steps: int
-) -> optax.GradientTransformationExtraArgs:
+def adamw(config: OptimizerConfig, declarations: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
     """Clipping by global norm, Adam, decoupled weight decay, learning rate (Loshchilov & Hutter 2019).
 
     `update` takes values, step () int32, and norm () the global norm of the gradients. Moments are at least float32;
     leaves that are not trainable have none, and no update.
     """
     trained = map_leaves(lambda _, param: param.trainable, declarations)
-    adam = optax.masked(optax.scale_by_adam(config.b1, config.b2, config.eps), trained)
-    chain = optax.chain(_clip(config.clip_norm), adam, _rated(config, declarations, steps))
+    clip = optax.identity() if config.clip_norm is None else _clip()
+    chain = optax.chain(clip, optax.masked(_adam(), trained), _rated(config, declarations))
 
     def init(params: Tree) -> Tree:
         return chain.init(precise(params))
@@ -111,27 +119,35 @@ def precise(tree: Tree) -> Tree:
     return jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree)
 
 
-def _clip(limit: float | None) -> optax.GradientTransformationExtraArgs:
-    """Scales the gradients down to a global norm of `limit`. The norm is given: it is also a metric."""
+def _adam() -> optax.GradientTransformationExtraArgs:
+    """Adam whose constants are traced values; the moments keep their types."""
 
-    def update(updates: Tree, state: Tree, params: Tree = None, *, norm: Scalar, **_: Any) -> tuple[Tree, Tree]:
-        if limit is None:
-            return updates, state
-        scale = limit / jnp.maximum(norm, limit)
+    def update(updates: Tree, state: Tree, params: Tree = None, *, values: Values, **_: Any) -> tuple[Tree, Tree]:
+        adam = optax.scale_by_adam(values.b1, values.b2, values.eps)
+        return jax.tree.map(lambda new, old: new.astype(old.dtype), adam.update(updates, state), (updates, state))
+
+    return optax.GradientTransformationExtraArgs(optax.scale_by_adam().init, update)
+
+
+def _clip() -> optax.GradientTransformationExtraArgs:
+    """Scales the gradients down to a global norm of `clip_norm`. The norm is given: it is also a metric."""
+
+    def update(
+        updates: Tree, state: Tree, params: Tree = None, *, values: Values, norm: Scalar, **_: Any
+    ) -> tuple[Tree, Tree]:
+        scale = values.clip_norm / jnp.maximum(norm, values.clip_norm)
         return jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
-def _rated(
-    config: OptimizerConfig, declarations: Mapping[str, Any], steps: int
-) -> optax.GradientTransformationExtraArgs:
+def _rated(config: OptimizerConfig, declarations: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
     """-rate · learning rate · (update + weight decay · parameter), by the declaration of each leaf."""
 
     def update(
         updates: Tree, state: Tree, params: Tree = None, *, values: Values, step: Int[Array, ""], **_: Any
     ) -> tuple[Tree, Tree]:
-        rate = learning_rate(config, values, step, steps)
+        rate = learning_rate(config, values, step)
 
         def one(param: Param, change: Array, value: Array) -> Array:
             if not param.trainable:

@@ -45,6 +45,8 @@ class Task:
     run: RunFolder
     group: str
     size: float = 1.0
+    width: int = 1
+    """Of its group: how many a worker trains side by side (experiments.population), 0: as many as fit."""
 
 
 @dataclass(eq=False)
@@ -52,9 +54,10 @@ class Worker:
     """A process, what it is training and which groups it has compiled."""
 
     process: subprocess.Popen
-    task: Task | None = None
-    reached: int = 0
-    """The last checkpoint of the run before this start."""
+    tasks: dict[str, Task] = field(default_factory=dict)
+    """By the paths of their runs; several where they train side by side."""
+    reached: dict[str, int] = field(default_factory=dict)
+    """The last checkpoint of each run before this start."""
     groups: dict[str, None] = field(default_factory=dict)
     unread: bytes = b""
     leaving: bool = False
@@ -87,6 +90,14 @@ class Queue:
             return (0 if name in mine else 2 if name in of_others else 1, -left[name])
 
         return self.groups[min(left, key=preference)].popleft()
+
+    def beside(self, task: Task) -> list[Task]:
+        """The others of its group, where they train side by side with it: those that fit wait in the worker."""
+        if task.width == 1:
+            return []
+        others = list(self.groups[task.group])
+        self.groups[task.group].clear()
+        return others
 
     def back(self, task: Task) -> None:
         self.groups.setdefault(task.group, collections.deque()).appendleft(task)
@@ -123,7 +134,7 @@ class Pool:
             assert worker.process.stdin is not None
             with contextlib.suppress(OSError):
                 worker.process.stdin.close()  # an idle worker ends by itself
-            if worker.task is not None:
+            if worker.tasks:
                 worker.process.kill()
         for worker in self.workers:
             try:
@@ -148,7 +159,7 @@ class Pool:
         """
         self._queue = Queue(tasks)
         self._fill()
-        while any(worker.task for worker in self.workers):
+        while any(worker.tasks for worker in self.workers):
             for key, _ in self._selector.select(timeout=every):
                 if key.fileobj is self._wake:
                     with contextlib.suppress(BlockingIOError):
@@ -164,16 +175,16 @@ class Pool:
     def _fill(self) -> None:
         """Gives work to idle workers and starts missing ones, while there is work."""
         staying = [worker for worker in self.workers if not worker.leaving]
-        idle = [worker for worker in staying if worker.task is None]
+        idle = [worker for worker in staying if not worker.tasks]
         while self.signal is None and len(self._queue) and (idle or len(staying) < self.size):
             worker = idle.pop() if idle else None
-            others = {w.task.group for w in self.workers if w.task}
+            others = {task.group for each in self.workers for task in each.tasks.values()}
             task = self._queue.take(worker.groups if worker else {}, others)
             assert task is not None
             if worker is None:
                 worker = self._start(task)
                 staying.append(worker)
-            self._give(worker, task)
+            self._give(worker, [task, *self._queue.beside(task)])
 
     def _start(self, task: Task) -> Worker:
         command = [sys.executable, "-m", "experiments.worker", f"--parent={os.getpid()}", f"--trainer={self.trainer}"]
@@ -192,12 +203,15 @@ class Pool:
         self._selector.register(worker.answers, selectors.EVENT_READ, worker)
         return worker
 
-    def _give(self, worker: Worker, task: Task) -> None:
-        worker.task, worker.reached = task, task.run.reached()
-        worker.groups[task.group] = None
+    def _give(self, worker: Worker, tasks: Sequence[Task]) -> None:
+        worker.tasks = {str(task.run.path): task for task in tasks}
+        worker.reached = {path: task.run.reached() for path, task in worker.tasks.items()}
+        worker.groups[tasks[0].group] = None
+        paths, width = list(worker.tasks), tasks[0].width
+        line = {"run": paths[0]} if width == 1 else {"runs": paths, "width": width}
         assert worker.process.stdin is not None
         try:
-            worker.process.stdin.write(json.dumps({"run": str(task.run.path)}).encode() + b"\n")
+            worker.process.stdin.write(json.dumps(line).encode() + b"\n")
             worker.process.stdin.flush()
         except BrokenPipeError:
             pass  # it died: noticed as the end of its answers
@@ -209,11 +223,11 @@ class Pool:
             return self._died(worker)
         *lines, worker.unread = (worker.unread + data).split(b"\n")
         for line in lines:
-            answer, task = json.loads(line), worker.task
-            worker.task = None
+            answer = json.loads(line)
+            task = worker.tasks.pop(answer["run"], None)
             if task is None:
                 continue
-            worker.leaving = answer.get("phase") == "oom" or answer.get("outcome") == "stopped"
+            worker.leaving |= answer.get("phase") == "oom" or answer.get("outcome") == "stopped"
             self.starts.pop(task.run.path, None)
             if "error" in answer:
                 self._failed(task, answer["phase"], answer["error"])
@@ -228,14 +242,17 @@ class Pool:
             with contextlib.suppress(OSError):
                 stream.close()
         self.workers.remove(worker)
-        task = worker.task
-        if task is None or task.run.result is not None or self.signal is not None:
-            return
         how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit code {status}"
         kills, self._oom_kills = self._oom_kills, _oom_kills()
-        if self._oom_kills > kills or is_out_of_memory("\n".join(last_lines(task.run.log, LOG_LINES))):
+        for task in worker.tasks.values() if self.signal is None else ():
+            if task.run.result is None:
+                self._left(worker, task, how, of_memory=self._oom_kills > kills)
+
+    def _left(self, worker: Worker, task: Task, how: str, *, of_memory: bool) -> None:
+        """A run that its worker was training, or was going to, when it died."""
+        if of_memory or is_out_of_memory("\n".join(last_lines(task.run.log, LOG_LINES))):
             return self._failed(task, "oom", f"the worker was {how}: memory was not enough")
-        progressed = task.run.reached() > worker.reached
+        progressed = task.run.reached() > worker.reached[str(task.run.path)]
         starts = self.starts[task.run.path] = 0 if progressed else self.starts.get(task.run.path, 0) + 1
         task.run.event("died", how=how, starts=starts)
         if starts < STARTS:

@@ -16,6 +16,7 @@ from typing import Any
 from experiments.manifest import read, run_folder, stages
 from experiments.runs import Status
 from experiments.study import describe
+from experiments.tally import tally
 
 ENDED = ("done", "diverged", "failed")
 EVERY = 15.0
@@ -187,6 +188,10 @@ def show(folder: Path) -> None:
     written = read(folder) or {}
     snapshot = Reader(folder, int(written.get("workers", 1))).snapshot()
     print(f"{written.get('study', '')} in {folder}")
+    runs = [run_folder(folder, about["id"]) for _, listed in stages(folder) for about in listed]
+    made = tally([event for run in runs for event in run.events()])
+    if made:
+        print(made)
     if sys.stdout.isatty():
         from rich.console import Console
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,17 +25,21 @@ SPEED_SECONDS = 1.0
 class Recorder:
     """Writes the rows and events of one run. `rows` are those that metrics.jsonl has."""
 
-    def __init__(
-        self, trial: Trial, run: RunFolder, token_bytes: np.ndarray, flops_per_token: float, watch: Watch | None = None
-    ):
+    def __init__(self, trial: Trial, run: RunFolder, token_bytes: np.ndarray, watch: Watch | None = None):
         self.trial, self.run = trial, run
         self.rows = run.rows()
         self.seconds_before = 0.0
         """Of training before this process, as the checkpoint says."""
-        self._token_bytes, self._flops_per_token, self._watch = token_bytes, flops_per_token, watch
+        self.flops_per_token = 0.0
+        """To be set before the first row."""
+        self._token_bytes, self._watch = token_bytes, watch
         self._begun = self._last = time.perf_counter()
         self._last_step: int | None = None
         self._mirror: tracking.Mirror | None = None
+        self._arrived: float | None = None
+        self._stepped = False
+        self._lost = {"data_wait": 0.0, "overhead": 0.0}
+        """Seconds since the last speed that the loop waited for data, and the device for the loop."""
 
     # ----------------------------------------------------------------------------------------------------------- rows
     def training(self, step: int, metrics: Mapping[str, Any], labels: np.ndarray) -> None:
@@ -74,16 +79,33 @@ class Recorder:
 
     def _at(self, step: int) -> dict[str, Any]:
         tokens = step * self.trial.data.batch_size * self.trial.data.seq_len
-        return {"step": step, "tokens": tokens, "flops": int(tokens * self._flops_per_token)}
+        return {"step": step, "tokens": tokens, "flops": int(tokens * self.flops_per_token)}
 
     # ---------------------------------------------------------------------------------------------------------- times
-    def compiled(self, seconds: float) -> None:
-        if seconds > 0:
-            self.run.event("compiled", seconds=round(seconds, 3))
-
     def skip(self, seconds: float) -> None:
         """Leaves out time that was not training: speeds are those of steps alone."""
         self._last += seconds
+        self._arrived = None
+
+    @contextlib.contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Around what makes the next batch ready."""
+        begun = time.perf_counter()
+        yield
+        self._lost["data_wait"] += time.perf_counter() - begun
+
+    def arrived(self) -> None:
+        """The metrics of a step have come: what follows up to the next dispatch is the host's work."""
+        self._arrived = time.perf_counter()
+        if not self._stepped:
+            self._stepped = True
+            self.run.event("first_step", seconds=round(self._arrived - self._begun, 3))
+
+    def dispatched(self, device_waits: Callable[[], bool]) -> None:
+        """Just before a step is given to the device. If it has nothing to do, it has waited for the host, at most since
+        metrics came last: an upper bound of what the loop costs over the steps alone."""
+        if self._arrived is not None and device_waits():
+            self._lost["overhead"] += time.perf_counter() - self._arrived
 
     @property
     def seconds(self) -> float:
@@ -93,7 +115,7 @@ class Recorder:
     def _speed(self, step: int, loss: float) -> None:
         now = time.perf_counter()
         if self._last_step is None:
-            self._last, self._last_step = now, step
+            self._last, self._last_step, self._lost = now, step, dict.fromkeys(self._lost, 0.0)
         elapsed = now - self._last
         if elapsed < SPEED_SECONDS and step < self.trial.train.steps:
             return
@@ -101,7 +123,9 @@ class Recorder:
         self._last, self._last_step = now, step
         if tokens and elapsed > 0:
             speed = round(tokens / elapsed, 1)
-            self.run.event("speed", step=step, tokens_per_second=speed, loss=round(loss, 5))
+            shares = {f"{name}_share": round(min(lost / elapsed, 1.0), 5) for name, lost in self._lost.items()}
+            self.run.event("speed", step=step, tokens_per_second=speed, loss=round(loss, 5), **shares)
+            self._lost = dict.fromkeys(self._lost, 0.0)
             if self._watch is not None:
                 steps = self.trial.train.steps
                 self._watch({"step": step, "steps": steps, "loss": loss, "tokens_per_second": speed})
@@ -109,7 +133,8 @@ class Recorder:
     # --------------------------------------------------------------------------------------------- the mirror, the end
     def open(self) -> None:
         """Begins to mirror; what is there already is sent first."""
-        self._mirror = tracking.open(self.trial.tracking, self.run.record, self.run)
+        if self.run.writes:
+            self._mirror = tracking.open(self.trial.tracking, self.run.record, self.run)
 
     def close(self, result: Mapping[str, Any] | None) -> None:
         """result: done.json, {"status": "failed"}, or None where the run goes on another time."""

@@ -19,9 +19,11 @@ from typing import Any
 
 from experiments import manifest
 from experiments.commandline import Options, main, parse
+from experiments.config import MeshConfig, Trial
 from experiments.configfile import ConfigFile, read_overrides
 from experiments.files import is_locked, lock
 from experiments.study import Run, Study, describe, plan, refuse
+from experiments.tally import shares, tally
 from hybrid.validation import ConfigError, unknown
 
 COMMAND_FLAGS = ("config", "workdir", "dry_run", "workers", "status", "retry", "report", "stage")
@@ -53,7 +55,7 @@ def command(argv: list[str]) -> int:
     manifest.make_folder(options.workdir)
     with lock(options.workdir / "lock"):
         words = shlex.join(["python", "-m", "experiments.sweep", *argv])
-        about = {"threads": threads, "workers": workers}
+        about = {"threads": threads, "workers": workers, "population": _width(study.runs[0].trial)}
         study = manifest.freeze(options.workdir, study, words, **about, warn=manifest.say)
         return run(options.workdir, study, options, workers=workers, threads=threads)
 
@@ -114,16 +116,24 @@ def _machine(study: Study, workers: int | None) -> tuple[int, int]:
     return max(1, cores // workers), workers
 
 
+def _width(trial: Trial) -> int:
+    """How many runs of a group train side by side: what the trial asks for, else by platform. 0: as many as fit."""
+    from experiments.environment import accelerator
+
+    return trial.train.population or (0 if accelerator() and trial.mesh == MeshConfig() else 1)
+
+
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
 def run(folder: Path, study: Study, options: Options, *, workers: int, threads: int) -> int:
     """Both stages, the summary and the report; the exit code."""
+    from experiments.environment import of_workers
     from experiments.pool import Pool
     from experiments.progress import Display
     from experiments.worker import TRAINER as LOOP
 
-    environment = {**os.environ, "NPROC": str(threads)}
+    environment = of_workers(workers, threads)
     done_before = _count_done(folder, study.runs)
     _drive_by_wandb(folder, study, study.runs)
     with Pool(workers, trainer=os.environ.get(TRAINER, LOOP), environment=environment) as pool:
@@ -183,7 +193,8 @@ def _train(pool: Any, folder: Path, runs: Sequence[Run], options: Options, tick:
                 continue
             there.retry()
         counts = look_up(each.trial) or {"flops_per_token": 1}
-        tasks.append(Task(there, each.group, total_flops(each.trial, counts["flops_per_token"])))
+        size = total_flops(each.trial, counts["flops_per_token"])
+        tasks.append(Task(there, each.group, size, _width(each.trial)))
     pool.run(tasks, tick)
 
 
@@ -219,6 +230,10 @@ def _summary(folder: Path, runs: Sequence[Run]) -> int:
     if diverged:
         print("diverged: " + ", ".join(f"{each.id} ({each.arm} {describe(each.changed)})" for each in diverged))
     print(f"{_headline(folder)}; in {folder}")
+    events = [event for each in runs for event in manifest.run_folder(folder, each.id).events()]
+    for line in (tally(events), shares(events)):
+        if line:
+            print(line)
     return failed
 
 

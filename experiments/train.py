@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import socket
 import sys
@@ -22,11 +23,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments import hosts
 from experiments.checkpoint import refuse_other
 from experiments.commandline import Options, main, parse
 from experiments.config import Trial, group_id, identity, run_id, trial_from, trial_plain
 from experiments.configfile import ConfigFile, read_overrides
-from experiments.derived import count, derived
+from experiments.derived import derived
 from experiments.runs import RunFolder
 from experiments.signals import Stop
 from experiments.versions import code, versions
@@ -39,17 +41,32 @@ PLAIN_SECONDS = 30.0
 
 def command(argv: list[str]) -> int:
     options = parse(argv, __doc__, ("config", "workdir", "trial"))
-    trial, run = _frozen(options) if options.trial is not None else _configured(options)
+    there = hosts.asked()
+    if there is None:
+        return _command(options, None)
+    from experiments.environment import prepare
+
+    prepare()
+    with hosts.joined(there):
+        return _command(options, there)
+
+
+def _command(options: Options, there: hosts.Hosts | None) -> int:
+    find = functools.partial(_frozen if options.trial is not None else _configured, options)
+    trial, run = hosts.first_makes(there, find)
     if run.result is not None:
         print(f"{run.path} was done already: {describe(run.result)}")
         return 0
-    with run.claim(), Stop() as stop, progress(trial) as watch:
+    with run.claim(), Stop() as stop, progress(trial if run.writes else None) as watch:
         outcome = _train(trial, run, stop, watch)
     if outcome == "stopped":
+        if not run.writes:
+            return stop.exit_code or 143
         print(f"stopped and saved; the same command goes on ({run.path})", file=sys.stderr)
-        return stop.exit_code
-    assert run.result is not None
-    print(f"{run.path}: {describe(run.result)}")
+        return stop.exit_code or 143  # another process was told to stop
+    if run.writes:
+        assert run.result is not None
+        print(f"{run.path}: {describe(run.result)}")
     return 0
 
 
@@ -58,12 +75,8 @@ def _train(trial: Trial, run: RunFolder, stop: Stop, watch: Callable[[Mapping[st
 
     prepare()
     run.retry()
-    record = run.record
     run.event("start", pid=os.getpid(), host=socket.gethostname(), code=code())
     try:
-        if record["derived"].get("flops_per_token") is None:
-            record["derived"].update(count(trial))
-            run.create(record)
         from experiments.loop import train
 
         return train(trial, run, {}, stop=stop, watch=watch)
@@ -170,8 +183,11 @@ def _scores(scores: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def progress(trial: Trial) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A line that moves on a terminal; elsewhere a plain line now and then."""
+def progress(trial: Trial | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A line that moves on a terminal; elsewhere a plain line now and then; None: nothing."""
+    if trial is None:
+        yield lambda row: None
+        return
     if not sys.stderr.isatty():
         yield _plain()
         return

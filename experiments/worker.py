@@ -2,8 +2,9 @@
 
     python -m experiments.worker --parent=PID [--trainer=MODULE:FUNCTION]
 
-One JSON line a task on stdin, {"run": path}; one JSON line an answer on stdout, {"run", "outcome"} or {"run", "phase",
-"error"}. What it prints goes to the run's log.txt. It ends with its controller: at the end of stdin, or by the kernel.
+One JSON line a task on stdin, {"run": path}, or {"runs": [paths], "width": n} for runs that train side by side. One
+JSON line an answer on stdout for each run, {"run", "outcome"} or {"run", "phase", "error"}. What it prints goes to the
+log.txt of the (first) run. It ends with its controller: at the end of stdin, or by the kernel.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,7 @@ def train_run(run: RunFolder, trainer: Trainer, programs: dict) -> dict[str, Any
     """
     phase = "start"
     try:
-        with run.claim():
-            run.retry()
-            trial = _begin(run)
+        with claimed(run) as trial:
             phase = "train"
             outcome = str(trainer(trial, run, programs))
             if outcome != "stopped" and run.result is None:
@@ -62,20 +61,46 @@ def train_run(run: RunFolder, trainer: Trainer, programs: dict) -> dict[str, Any
         return {"phase": _phase(error, phase), "error": one_line(error)}
 
 
+def train_runs(
+    runs: Sequence[RunFolder], width: int, programs: dict, tell: Callable[[RunFolder, dict[str, Any]], None]
+) -> None:
+    """Trains runs of one group side by side (experiments.population) and tells how each ended. Never raises."""
+    from experiments.population import train_population
+
+    told: set[Path] = set()
+
+    def ended(run: RunFolder, outcome: str | Exception) -> None:
+        told.add(run.path)
+        failed = isinstance(outcome, Exception)
+        phase = {"phase": _phase(outcome, "train"), "error": one_line(outcome)} if failed else {}  # type: ignore[arg-type]
+        tell(run, phase or {"outcome": str(outcome)})
+
+    try:
+        train_population(runs, programs, width, begin=claimed, ended=ended)
+    except Exception as error:  # of all of them
+        traceback.print_exc()
+        for run in runs:
+            if run.path not in told:
+                ended(run, error)
+
+
+@contextlib.contextmanager
+def claimed(run: RunFolder) -> Iterator[Any]:
+    """The trial of a run, which nobody else trains while the block runs."""
+    with run.claim():
+        run.retry()
+        yield _begin(run)
+
+
 def _begin(run: RunFolder) -> Any:
-    """The trial of the folder; its counts are completed first (they need jax, which the controller never loads)."""
+    """The trial of the folder."""
     from experiments.config import trial_from
-    from experiments.derived import count
     from experiments.versions import code
 
     record = run.record
     changed = {"code_changed": True} if record["versions"].get("code") != code() else {}
     run.event("start", pid=os.getpid(), host=socket.gethostname(), code=code(), **changed)
-    trial = trial_from(record["trial"])
-    if record["derived"].get("flops_per_token") is None:
-        record["derived"].update(count(trial))
-        run.create(record)
-    return trial
+    return trial_from(record["trial"])
 
 
 def one_line(error: Exception) -> str:
@@ -121,9 +146,11 @@ class Inbox:
             self._tasks.put(line)
         os._exit(0)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[tuple[list[RunFolder], int]]:
+        """(runs, how many of them side by side; 0: as many as fit)."""
         while (line := self._tasks.get()) is not None:
-            yield json.loads(line)
+            task = json.loads(line)
+            yield [RunFolder(path) for path in task.get("runs") or [task["run"]]], task.get("width", 1)
 
     def close(self) -> None:
         self._tasks.put(None)
@@ -159,24 +186,37 @@ def main(arguments: dict[str, str]) -> int:
     signal.signal(signal.SIGTERM, stop_soon)
     trainer: Trainer | None = None
     programs: dict = {}
-    for task in inbox:
-        run = RunFolder(task["run"])
-        with printing_to(run.log):
+    answers_of: list[dict[str, Any]] = []
+
+    def tell(run: RunFolder, answer: dict[str, Any]) -> None:
+        answers_of.append(answer)
+        os.write(answers, (json.dumps({"run": str(run.path), **answer}) + "\n").encode())
+
+    for runs, width in inbox:
+        answers_of.clear()
+        with printing_to(runs[0].log):
             try:
                 if trainer is None:
                     from experiments.environment import prepare
 
                     prepare()
                     trainer = trainer_named(arguments.get("trainer", TRAINER))
-                answer = {"outcome": "stopped"} if stop.is_set() else train_run(run, trainer, programs)
+                if stop.is_set():
+                    ended = [{"outcome": "stopped"} for _ in runs]
+                elif width == 1 or len(runs) == 1:
+                    ended = [train_run(run, trainer, programs) for run in runs]
+                else:
+                    ended = []
+                    train_runs(runs, width, programs, tell)
             except Exception as error:  # the trainer itself cannot be imported
                 traceback.print_exc()
-                answer = {"phase": "start", "error": one_line(error)}
+                ended = [{"phase": "start", "error": one_line(error)} for _ in runs]
             signal.signal(signal.SIGTERM, stop_soon)
-        os.write(answers, (json.dumps({"run": str(run.path), **answer}) + "\n").encode())
-        if stop.is_set() or answer.get("outcome") == "stopped":
+        for run, answer in zip(runs, ended, strict=False):
+            tell(run, answer)
+        if stop.is_set() or any(answer.get("outcome") == "stopped" for answer in answers_of):
             return 143
-        if answer.get("phase") == "oom":  # the next run gets a process with all its memory
+        if any(answer.get("phase") == "oom" for answer in answers_of):  # the next gets a process with all its memory
             return 1
     return 143 if stop.is_set() else 0
 

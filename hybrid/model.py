@@ -40,12 +40,14 @@ def forward(
     decoder_padding: Bool[Array, "B T"] | None = None,
     token_types: Int[Array, "B L"] | None = None,
     dropout_key: Any = None,
+    dropout_rate: Any = None,
 ) -> tuple[Float[Array, "B T D"], Aux]:
     """Hidden states after the final norm, and what the sublayers report.
 
     segment_ids: the document of each token, in rows that hold several. positions: counted in the document, among real
     tokens, if not given. padding: True at real tokens. token_types: BERT's, all 0 if not given. dropout_key: None in
-    evaluation.
+    evaluation. dropout_rate: () a traced rate instead of config.dropout, so that one program serves every rate; a
+    config whose rate is 0 draws no random numbers, whatever is given.
 
     With an encoder it reads `tokens`, and the hidden states are those of `decoder_tokens` (T = L without one).
     """
@@ -54,18 +56,19 @@ def forward(
         if decoder_tokens is not None or decoder_padding is not None:
             raise ConfigError("decoder_tokens", "not allowed; the model has no encoder")
         x, auxes = _hidden(
-            config, params, params, tokens, segment_ids, positions, padding, dropout_key, token_types=token_types
-        )
+            config, params, params, tokens, segment_ids, positions, padding, dropout_key, dropout_rate,
+            token_types=token_types,
+        )  # fmt: skip
         return x, merge(auxes)
     if decoder_tokens is None:
         raise ConfigError("decoder_tokens", "must be given: the model has an encoder, which reads `tokens`")
     _check_inputs(config, decoder_tokens, segment_ids)
     if segment_ids is not None:
         raise ConfigError("segment_ids", "not allowed: a model with an encoder has one document in a row")
-    memory, reported = _encode(config, params, tokens, positions, padding, token_types, dropout_key)
+    memory, reported = _encode(config, params, tokens, positions, padding, token_types, dropout_key, dropout_rate)
     x, auxes = _hidden(
-        config, params, params, decoder_tokens, None, None, decoder_padding, dropout_key, memory=memory,
-        memory_padding=padding,
+        config, params, params, decoder_tokens, None, None, decoder_padding, dropout_key, dropout_rate,
+        memory=memory, memory_padding=padding,
     )  # fmt: skip
     of_encoder = merge(reported)
     return x, dataclasses.replace(
@@ -85,7 +88,7 @@ def encode(
     """The memory that the encoder of an encoder-decoder makes of `tokens`."""
     if config.encoder is None:
         raise ConfigError("encoder", "must be given: the model has one stack; its hidden states are those of `forward`")
-    return _encode(config, params, tokens, positions, padding, token_types, None)[0]
+    return _encode(config, params, tokens, positions, padding, token_types)[0]
 
 
 def apply(config: ModelConfig, params: Params, tokens: Int[Array, "B L"], **options: Any) -> Float[Array, "B T vocab"]:
@@ -95,15 +98,17 @@ def apply(config: ModelConfig, params: Params, tokens: Int[Array, "B L"], **opti
 
 
 def _encode(
-    config: ModelConfig, params: Params, tokens: Any, positions: Any, padding: Any, token_types: Any, dropout_key: Any
-) -> tuple[Any, list[Aux]]:
+    config: ModelConfig, params: Params, tokens: Any, positions: Any, padding: Any, token_types: Any,
+    dropout_key: Any = None, dropout_rate: Any = None,
+) -> tuple[Any, list[Aux]]:  # fmt: skip
     encoder = config.encoder_config
     assert encoder is not None
     if dropout_key is not None:
         dropout_key = jax.random.fold_in(dropout_key, ENCODER)
     return _hidden(
-        encoder, params, params["encoder"], tokens, None, positions, padding, dropout_key, token_types=token_types
-    )
+        encoder, params, params["encoder"], tokens, None, positions, padding, dropout_key, dropout_rate,
+        token_types=token_types,
+    )  # fmt: skip
 
 
 ENCODER = 1 << 20
@@ -112,7 +117,8 @@ ENCODER = 1 << 20
 
 def _hidden(
     config: ModelConfig, params: Params, stack: Params, tokens: Any, segment_ids: Any, positions: Any, padding: Any,
-    dropout_key: Any, *, memory: Any = None, memory_padding: Any = None, token_types: Any = None,
+    dropout_key: Any, dropout_rate: Any = None, *, memory: Any = None, memory_padding: Any = None,
+    token_types: Any = None,
 ) -> tuple[Any, list[Aux]]:  # fmt: skip
     """One stack from its tokens to its final norm. params: the model's, for the embedding; stack: this stack's."""
     _check_inputs(config, tokens, segment_ids)
@@ -123,11 +129,11 @@ def _hidden(
     stack = arrange(config, {name: value for name, value in stack.items() if name != "encoder"})
     context = Context(
         positions=positions, segment_ids=segment_ids, padding=padding, memory=memory, memory_padding=memory_padding,
-        dropout_key=dropout_key, shared=stack.get("shared", {}),
+        dropout_key=dropout_key, dropout_rate=dropout_rate, shared=stack.get("shared", {}),
     )  # fmt: skip
     x = embed(config, params["embedding"], tokens, positions, token_types)
     if dropout_key is not None:
-        x = _drop(config, x, jax.random.fold_in(dropout_key, config.n_layers))
+        x = _drop(config, x, jax.random.fold_in(dropout_key, config.n_layers), dropout_rate)
     x, auxes, first = constrain(x, "batch", "length", None), [], 0
     for segment in stack_segments(config):
         x, aux = _segment(config, stack["layers"], segment, first, x, context)
@@ -238,7 +244,7 @@ def _residual(
             context = dataclasses.replace(context, dropout_key=jax.random.fold_in(context.dropout_key, layer))
         y, aux = kind.apply(view, params["sublayer"], _before(config, params, x), context)
         if context.dropout_key is not None:
-            y = _drop(config, y, context.dropout_key)
+            y = _drop(config, y, context.dropout_key, context.dropout_rate)
         return _after(config, params, x, y), aux
 
     if config.remat == "sublayer" or (config.remat == "unit" and not scans(config)):
@@ -258,11 +264,12 @@ def _after(config: ModelConfig, params: Params, x: Any, y: Any) -> Any:
     return x + y
 
 
-def _drop(config: ModelConfig, x: Any, key: Any) -> Any:
+def _drop(config: ModelConfig, x: Any, key: Any, rate: Any = None) -> Any:
+    """rate: () instead of the config's; one that is 0 in the config costs nothing."""
     if config.dropout == 0.0:
         return x
-    kept = jax.random.bernoulli(key, 1.0 - config.dropout, x.shape)
-    return jnp.where(kept, x / (1.0 - config.dropout), 0.0).astype(x.dtype)
+    kept = 1.0 - (config.dropout if rate is None else rate)
+    return jnp.where(jax.random.bernoulli(key, kept, x.shape), x / kept, 0.0).astype(x.dtype)
 
 
 def merge(auxes: Sequence[Aux]) -> Aux:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hybrid.layout import Tree, layers_of, layout
-from hybrid.lazy import jax, jnp
+from hybrid.lazy import jax, jnp, np
 
 if TYPE_CHECKING:
     from hybrid.config import ModelConfig
@@ -207,19 +207,45 @@ def path_digest(path: tuple[str, ...]) -> int:
 
 
 def init(config: ModelConfig, key: Any) -> Tree:
-    """Initial parameters in the form that `config` trains in. key: a random key of jax."""
+    """Initial parameters in the form that `config` trains in. key: a random key of jax.
 
-    def make(path: tuple[str, ...], param: Param) -> Any:
-        """A leaf of layers "0:28:2" is as many leaves, each from the key of its own layer."""
-        at = path.index("layers") + 1 if "layers" in path else 0
-        dtype = leaf_dtype(config, param)
-        if not at or ":" not in path[at]:
-            return param.init(leaf_key(key, path), param.shape, dtype)
-        paths = [(*path[:at], str(layer), *path[at + 1 :]) for layer in layers_of(path[at])]
-        keys = jnp.stack([leaf_key(key, path) for path in paths])
-        return jax.vmap(lambda k: param.init(k, param.shape[1:], dtype))(keys)
+    Leaves that are declared alike (those of the layers of one kind) are drawn by one operation, each from its own key,
+    and the keys are made by one: random numbers take long to compile, and these are the same in half the time.
+    """
+    tree = declarations(config)
+    groups: dict[Any, list[tuple[str, ...]]] = {}
+    for path, param in leaves(tree):
+        groups.setdefault(_alike(config, path, param), []).append(path)
+    drawn = [layer for paths in groups.values() for path in paths for layer in _of_layers(path)]
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.array([path_digest(path) for path in drawn], np.uint32))
+    made: dict[tuple[str, ...], Any] = {}
+    for (draw, shape, dtype, _), paths in groups.items():
+        counts = [len(_of_layers(path)) for path in paths]
+        mine, keys = keys[: sum(counts)], keys[sum(counts) :]
+        values = jax.vmap(lambda k, draw=draw, shape=shape, dtype=dtype: draw(k, shape, dtype))(mine)
+        for path, count in zip(paths, counts, strict=True):
+            made[path] = values[0] if _of_layers(path) == [path] else values[:count]
+            values = values[count:]
+    return map_leaves(lambda path, _: made[path], tree)
 
-    return map_leaves(make, declarations(config))
+
+DRAWN_TOGETHER = 2**20
+"""Values of a leaf up to which it is drawn with others: the copies of large ones would cost memory."""
+
+
+def _alike(config: ModelConfig, path: tuple[str, ...], param: Param) -> tuple[Any, ...]:
+    """(init, shape of one layer's leaf, type, what keeps it apart): the same for leaves that are drawn together."""
+    shape = param.shape if _of_layers(path)[0] == path else param.shape[1:]
+    apart = path if math.prod(param.shape) > DRAWN_TOGETHER else ()
+    return param.init, shape, leaf_dtype(config, param), apart
+
+
+def _of_layers(path: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The paths of the leaves, one a layer, that a leaf of layers "0:28:2" is the stack of; else the path itself."""
+    at = path.index("layers") + 1 if "layers" in path else 0
+    if not at or ":" not in path[at]:
+        return [path]
+    return [(*path[:at], str(layer), *path[at + 1 :]) for layer in layers_of(path[at])]
 
 
 def abstract(config: ModelConfig) -> Tree:

@@ -85,6 +85,8 @@ class Context:
     memory_padding: Any = None
     dropout_key: Any = None
     """A random key, already folded with the global layer index; None in evaluation."""
+    dropout_rate: Any = None
+    """() the share that is dropped, where it is not the config's but traced (hybrid.forward)."""
     shared: Mapping[str, Any] = field(default_factory=dict)
     """Parameters that the layers of a stack share: "relative_bias" (buckets, n_heads) where positions are T5's."""
 

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from experiments.derived import count
 from experiments.files import read_json, remove_temporary, write_json
 
 
@@ -43,7 +44,11 @@ FAULTS = {
 
 def train(trial: Any, run: Any, programs: dict) -> str:
     """The loop of a run: a number that a hash moves at each step stands for the parameters."""
-    programs[run.record["group"]] = programs.get(run.record["group"], 0) + 1
+    record = run.record
+    if record["derived"].get("flops_per_token") is None:
+        record["derived"].update(count(trial))
+        run.create(record)
+    programs[record["group"]] = programs.get(record["group"], 0) + 1
     stop: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stop.append(number))
     state = _restore(run) or {"step": 0, "value": 1.0}

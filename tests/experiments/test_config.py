@@ -44,11 +44,13 @@ def test_fields_of_kinds_that_the_pattern_does_not_have_are_no_identity():
     assert run_id(trial(model__mamba={"d_state": 4}), "f") != run_id(trial(), "f")
 
 
-@pytest.mark.parametrize("field", ["arm", "study", "tracking", "checkpoint__every", "model__scan_layers"])
+@pytest.mark.parametrize(
+    "field", ["arm", "study", "tracking", "checkpoint__every", "model__scan_layers", "train__population"]
+)
 def test_what_cannot_change_the_result_is_no_identity(field):
     value = {
         "arm": "x", "study": {"seeds": 5}, "tracking": {"mode": "off"}, "checkpoint__every": 2,
-        "model__scan_layers": True,
+        "model__scan_layers": True, "train__population": 3,
     }[field]  # fmt: skip
     assert run_id(trial(**{field: value}), "f") == run_id(trial(), "f")
 
@@ -63,6 +65,22 @@ def test_seed_data_and_fingerprint_are_identity():
 
 def test_trials_that_differ_in_values_share_a_program_and_others_do_not():
     base = group_id(trial(), "f")
+    values = {
+        "optimizer": {"learning_rate": 1.0, "b1": 0.5, "b2": 0.5, "eps": 1e-3, "clip_norm": 2.0, "final_fraction": 0.5},
+        "train": {"steps": 30, "log_every": 3, "population": 4},
+        "evaluate": {"every": 2, "sequences": 8},
+        "data": {**VALUES["data"], "source": "shakespeare", "split_seed": 3},
+    }
+    for group, fields in values.items():
+        assert group_id(trial(**{group: fields}), "g") == base, group
+    rates = [group_id(trial(model__dropout=rate), "f") for rate in (0.0, 0.1, 0.3)]
+    assert rates[0] == base != rates[1] == rates[2], "a rate of 0 draws no random numbers: a program of its own"
+    for group, fields in {
+        "optimizer": {"learning_rate": 1e-3, "clip_norm": None},
+        "data": {**VALUES["data"], "batch_size": 8},
+        "model": {**VALUES["model"], "d_model": 64},
+    }.items():
+        assert group_id(trial(**{group: fields}), "f") != base, group
     assert (
         group_id(trial(seed=3, optimizer={"learning_rate": 1.0, "weight_decay": 0.0, "warmup_steps": 2}), "f") == base
     )

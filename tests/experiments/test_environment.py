@@ -112,3 +112,13 @@ def test_freed_memory_is_kept_and_not_mapped_again_at_each_step():
     assert kept < mapped / 10
     tuned = int(python(PAGES.format(prepare=prepare), MALLOC_ARENA_MAX="4"))
     assert tuned > mapped / 2
+
+
+def test_several_workers_on_an_accelerator_take_memory_as_they_need_it(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    name = "XLA_PYTHON_CLIENT_PREALLOCATE"
+    assert environment.of_workers(2, 3, {"HOME": "/me"}) == {"HOME": "/me", "NPROC": "3", name: "false"}
+    assert environment.of_workers(1, 3, {}) == {"NPROC": "3"}
+    assert environment.of_workers(2, 1, {name: "true"}) == {"NPROC": "1", name: "true"}
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert environment.of_workers(2, 1, {}) == {"NPROC": "1"}

@@ -5,8 +5,9 @@ import optax
 import pytest
 
 from experiments.config import OptimizerConfig
-from experiments.optimizer import Values, adamw, global_norm, learning_rate
+from experiments.optimizer import adamw, global_norm, learning_rate, values_of
 from hybrid.params import Param, zeros
+from tests.experiments.training import trial
 
 DECLARED = {
     "kernel": Param((3, 2), ("embed", "mlp"), zeros),
@@ -20,8 +21,9 @@ def config(**fields):
     return OptimizerConfig(**{"learning_rate": 0.1, "weight_decay": 0.2, "schedule": "constant", **fields})
 
 
-def values(rate=0.1, decay=0.2, warmup=0.0):
-    return Values(*(jnp.asarray(value, float) for value in (rate, decay, warmup)), key=jax.random.key(0))
+def values(rate=0.1, decay=0.2, warmup=0, steps=8, **fields):
+    given = {"learning_rate": rate, "weight_decay": decay, "warmup_steps": warmup, **fields}
+    return values_of(trial(train__steps=steps, **{f"optimizer__{name}": value for name, value in given.items()}))
 
 
 def numbers(seed, dtype="float64"):
@@ -70,7 +72,8 @@ def by_hand(params, gradients, config, rates):
 def test_adamw_is_that_of_the_paper_with_the_declared_decay_rate_and_freezing(x64, clip_norm):
     settings = config(clip_norm=clip_norm, schedule="wsd", decay_fraction=0.5)
     start, gradients = numbers(0), [numbers(seed) for seed in range(1, 9)]
-    done, _ = run(adamw(settings, DECLARED, steps=8), start, gradients, values(warmup=2))
+    given = values(warmup=2, clip_norm=clip_norm, decay_fraction=0.5)
+    done, _ = run(adamw(settings, DECLARED), start, gradients, given)
     rates = [0.1 * min(1, t / 2) * (1 - 0.9 * max(0, (t - 4) / 4)) for t in range(1, 9)]
     expected = by_hand(start, gradients, settings, rates)
     for name in DECLARED:
@@ -80,7 +83,7 @@ def test_adamw_is_that_of_the_paper_with_the_declared_decay_rate_and_freezing(x6
 def test_without_gradient_only_decayed_leaves_shrink(x64):
     start = numbers(0)
     nothing = {name: np.zeros_like(value) for name, value in start.items()}
-    done, _ = run(adamw(config(), DECLARED, steps=1), start, [nothing], values())
+    done, _ = run(adamw(config(), DECLARED), start, [nothing], values(steps=1))
     np.testing.assert_allclose(done["kernel"], start["kernel"] * (1 - 0.1 * 0.2), rtol=1e-14)
     np.testing.assert_allclose(done["slow"], start["slow"] * (1 - 0.1 * 0.01 * 0.2), rtol=1e-14)
     np.testing.assert_array_equal(done["bias"], start["bias"])
@@ -89,7 +92,7 @@ def test_without_gradient_only_decayed_leaves_shrink(x64):
 
 def test_moments_are_precise_and_frozen_leaves_have_none():
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), numbers(0, "float32"))
-    state = adamw(config(), DECLARED, steps=1).init(params)
+    state = adamw(config(), DECLARED).init(params)
     for name in ("mu", "nu"):
         moments = optax.tree.get(state, name)
         assert moments["kernel"].dtype == jnp.float32
@@ -98,7 +101,7 @@ def test_moments_are_precise_and_frozen_leaves_have_none():
 
 def test_updates_of_bfloat16_parameters_stay_precise_until_they_are_applied():
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), numbers(0, "float32"))
-    optimizer = adamw(config(), DECLARED, steps=1)
+    optimizer = adamw(config(), DECLARED)
     updates, _ = optimizer.update(
         params, optimizer.init(params), params, values=values(), step=jnp.zeros((), jnp.int32), norm=global_norm(params)
     )
@@ -131,7 +134,7 @@ SCHEDULES = [
 
 @pytest.mark.parametrize(("schedule", "fields", "warmup", "expected"), SCHEDULES)
 def test_the_learning_rate_of_every_step(x64, schedule, fields, warmup, expected):
-    given = values(rate=2.0, warmup=warmup)
+    given = values(rate=2.0, warmup=warmup, **fields)
     settings = config(schedule=schedule, **fields)
-    rates = [learning_rate(settings, given, jnp.asarray(step, jnp.int32), steps=8) for step in range(8)]
+    rates = [learning_rate(settings, given, jnp.asarray(step, jnp.int32)) for step in range(8)]
     np.testing.assert_allclose(np.array(rates) / 2.0, expected, atol=1e-12)

@@ -59,6 +59,9 @@ def test_one_program_serves_every_rate_decay_warm_up_and_seed(program):
             "decay": {"optimizer__weight_decay": 0.5},
             "warm-up": {"optimizer__warmup_steps": 7},
             "seed": {"seed": 1},
+            "moments": {"optimizer__b1": 0.5, "optimizer__b2": 0.6},
+            "epsilon": {"optimizer__eps": 1e-2},
+            "clipping": {"optimizer__clip_norm": 0.01},
         }.items():
             state, _ = steps(program, trial(**fields), 2)
             first[name] = np.asarray(state.params["embedding"]["tokens"])
@@ -167,6 +170,42 @@ def test_dropout_depends_on_seed_and_step_alone_and_evaluation_has_none():
     assert first != other
     params = program.init(program.values(one)).params
     assert float(program.eval_step(params, batch)[0]) == float(program.eval_step(params, batch)[0])
+
+
+def test_the_rate_of_dropout_is_a_value_and_what_it_is_in_the_config():
+    made = {rate: trial(model__pattern="-", model__dropout=rate) for rate in (0.3, 0.6)}
+    shared = Program(made[0.3])
+    batch = shared.put(data_of(made[0.3]).batch(0))
+    losses = {}
+    for rate, one in made.items():
+        own = Program(one)
+        for program in (shared, own):
+            values = program.values(one)
+            _, metrics = program.train_step(program.init(values), batch, values)
+            losses[rate, program is shared] = float(metrics["loss"])
+        assert losses[rate, True] == losses[rate, False]
+    assert losses[0.3, True] != losses[0.6, True]
+    assert shared.compilations == 2  # init and train
+
+
+def test_a_step_that_was_compiled_ahead_is_the_one_that_runs():
+    one = trial(model__pattern="-")
+    program, plain = Program(one), Program(one)
+    batch = data_of(one).batch(0)
+    program.begin(batch)
+    ahead = steps(program, one, 3)
+    assert same(ahead, steps(plain, one, 3))
+    assert sorted(made.program for made in program.made) == ["init", "train"]
+    assert [made.key for made in program.made] == [made.key for made in plain.made]
+
+
+def test_the_forms_of_operators_are_told_with_the_program_that_took_them():
+    program = Program(trial(model__pattern="A"))
+    steps(program, trial(model__pattern="A"), 1)
+    forms = {made.program: dict(made.forms) for made in program.made}
+    assert forms["init"] == {}
+    assert forms["train"]["attention"]
+    assert program.news() and not program.news()
 
 
 def test_bfloat16_compute_keeps_float32_parameters_and_learns():
