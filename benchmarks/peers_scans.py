@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ def there() -> bool:
     return peers.there() and find_spec("mambapy") is not None
 
 
-def _both(function: Callable[..., object], tensors: list) -> tuple[Work, Work]:
+def _both(function: Callable[..., Any], tensors: list) -> tuple[Work, Work]:
     """(forward, forward and gradients) of a function of tensors that gives one tensor."""
     t = torch()
 

@@ -67,9 +67,10 @@ def ssd(
         return x, state
     keep = None if segment_ids is None else jnp.repeat(keep_mask(segment_ids, previous_segment), groups, axis=0)
     dt = dt.astype(dtype)
-    of_heads = (_by_group(array, groups) for array in (x.astype(dtype), dt, dt * A.astype(dtype)))
+    by_head = x.astype(dtype), dt, dt * A.astype(dtype)
+    values, steps, log_decay = (_by_group(array, groups) for array in by_head)
     B, C = (_by_group(array, groups)[:, :, 0] for array in (B.astype(dtype), C.astype(dtype)))
-    inputs = Inputs(*of_heads, B, C, keep)
+    inputs = Inputs(values, steps, log_decay, B, C, keep)
     y, state = function(chunk, inputs, state.reshape(batch * groups, heads // groups, head_dim, d_state))
     y = y.reshape(batch, groups, length, heads // groups, head_dim).swapaxes(1, 2).reshape(x.shape)
     state = state.reshape(shape)

@@ -18,7 +18,7 @@ copy whole inputs to another layout, which has the same order.
 
 from __future__ import annotations
 
-from functools import partial
+import functools
 from typing import NamedTuple
 
 import jax
@@ -179,7 +179,7 @@ def _forward_loop(tiles: Tiles, x, dt, log_decay, B, C, documents, state, save: 
     return y, state, entering
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _core(tiles: Tiles, x, dt, log_decay, B, C, documents, state):
     y, state, _ = _forward_loop(tiles, x, dt, log_decay, B, C, documents, state, save=False)
     return y, state
@@ -223,7 +223,7 @@ def _core_backward(tiles, saved, cotangents):
         ddrive = jnp.einsum("bcrsq,bcrqp->bcrsp", scores, dy_by_head).swapaxes(2, 3)
         ddrive = ddrive + jnp.einsum("bcsn,bcnk->bcsk", B, _wide(dleft)).reshape(x.shape) * leaving
         dscores = jnp.einsum("bcrsp,bcrqp->bcrsq", by_head, dy_by_head)
-        dscores = sum(dscores[:, :, r] * between[:, :, r] for r in range(heads))
+        dscores = functools.reduce(jnp.add, [dscores[:, :, r] * between[:, :, r] for r in range(heads)])
 
         dC = jnp.einsum("bcsq,bcsn->bcqn", dscores, B) + jnp.einsum("bcqk,bcnk->bcqn", read, _wide(before))
         dB = jnp.einsum("bcsq,bcqn->bcsn", dscores, C)
