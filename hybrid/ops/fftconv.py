@@ -1,21 +1,22 @@
 """Causal convolution with a kernel as long as the sequence, by fast Fourier transform (Hyena: Poli et al. 2023).
 
-    y[t] = sum over s <= t of kernel[s] u[t - s] + skip u[t]
+    y[t] = after[t] (sum over s <= t of kernel[s] u[t - s] + skip u[t]),    u = before v
 
-Arrays are channel-major, (batch, channels, length): transforms then run over contiguous memory, and nobody transposes
-between a layer's projections and its convolution.
+with gates `before` and `after` where there are some. Arrays are channel-major, their last axis is the length:
+transforms then run over contiguous memory, and nobody transposes between a layer's projections and its convolution.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hybrid.ops.forms import accumulator, lookup
-from hybrid.ops.spread import spread
+from hybrid.ops.forms import accumulator, by_platform, lookup, note
 from hybrid.validation import ConfigError
 
 
@@ -25,14 +26,66 @@ def fft_conv(u: jax.Array, kernel: jax.Array, skip: jax.Array | None = None) -> 
     The convolution is linear, not circular; taps beyond the length are not used, and a shorter kernel is as good as
     one padded with zeros. Transforms are float32 (float64 where an input is). Only the inputs are saved for the
     gradient. Cost per channel, n the padded size of about 2 length: three transforms of n forward (one of the three
-    once for the whole batch), five backward, and three complex arrays of n/2 a channel in memory.
+    once for the whole batch), five backward. Many channels of a long input go block by block, so that the transforms
+    of one block (three complex arrays of n/2 a channel) are what stands in memory, and not those of all.
     """
     _check(u, kernel, skip)
-    dtype = accumulator(u, kernel)
-    y = u.astype(dtype)
-    if u.shape[-1]:
-        y = _convolve(y, kernel[:, : u.shape[-1]].astype(dtype))
-    return _with_skip(y, u, skip)
+    if 0 in u.shape:
+        return u
+    (batch, channels, length), taps = u.shape, min(kernel.shape[-1], u.shape[-1])
+    blocks = channel_blocks(channels, batch, length)
+    note("fft_conv", "whole" if blocks == 1 else f"blocks of {channels // blocks} channels")
+    if blocks == 1:
+        return gated_conv(u, kernel, skip=skip, channel_axis=1)
+    cut = jnp.moveaxis(u.reshape(batch, blocks, -1, length), 1, 0)
+    parts = (cut, kernel[:, :taps].reshape(blocks, -1, taps), None if skip is None else skip.reshape(blocks, -1))
+    y = lax.map(lambda part: gated_conv(part[0], part[1], skip=part[2], channel_axis=1), parts)
+    return jnp.moveaxis(y, 0, 1).reshape(u.shape)
+
+
+def gated_conv(
+    v: jax.Array,
+    kernel: jax.Array,
+    *,
+    before: jax.Array | None = None,
+    after: jax.Array | None = None,
+    skip: jax.Array | None = None,
+    channel_axis: int = 0,
+    saved: str = "inputs",
+) -> jax.Array:
+    """The formula above, of three-dimensional v, before and after (one shape), with the length last.
+
+    channel_axis: 0 for (channels, batch, length), 1 for (batch, channels, length). kernel: (channels, taps), skip:
+    (channels,). Gates and skip belong to the function so that one backward pass serves all: with `saved="inputs"` it
+    keeps what it was given and takes six transforms (three of them a second time), with "spectra" it keeps the
+    transforms and the convolution too, about six times the size of v, and takes three. All at once: see
+    `channel_blocks` for how many channels that should be.
+    """
+    lookup(_KEPT, saved)
+    dtype = accumulator(v, kernel)
+    arrays = [v, before, after, kernel[:, : v.shape[-1]], skip]
+    wide = [None if array is None else array.astype(dtype) for array in arrays]
+    return _gated(*wide, channel_axis, saved).astype(v.dtype)
+
+
+def channel_blocks(channels: int, batch: int, length: int) -> int:
+    """In how many equal blocks `channels` should be convolved: 1 while all of them are small.
+
+    The block is the smallest divisor of `channels` that is at least what fills _BLOCK_BYTES, and not below 16: the
+    products of a layer over fewer channels would read their other operand too often. A prime number is one block.
+    """
+    each = 4 * batch * transform_size(2 * length)
+    if channels * each <= by_platform(_WHOLE_BYTES):
+        return 1
+    target = min(channels, max(_LEAST_CHANNELS, min(channels // 2, by_platform(_BLOCK_BYTES) // each)))
+    return channels // next(size for size in range(target, channels + 1) if channels % size == 0)
+
+
+_WHOLE_BYTES = {"cpu": 2**23, "other": 2**31}
+_BLOCK_BYTES = {"cpu": 2**25, "other": 2**29}
+"""Of the padded input, in float32. On a CPU blocks of 64 channels took three quarters of the time of all 128 at 65,536
+positions and as long at 4,096; elsewhere only memory was thought of."""
+_LEAST_CHANNELS = 16
 
 
 def conv_tail(
@@ -101,9 +154,7 @@ def _check(u: jax.Array, kernel: jax.Array, skip: jax.Array | None) -> None:
 
 
 def _with_skip(y: jax.Array, u: jax.Array, skip: jax.Array | None) -> jax.Array:
-    if skip is not None:
-        y = y + spread(skip.astype(y.dtype), y.shape, 1) * u
-    return y.astype(u.dtype)
+    return (y if skip is None else y + skip.astype(y.dtype)[:, None] * u).astype(u.dtype)
 
 
 def _size(u: jax.Array, kernel: jax.Array) -> int:
@@ -111,36 +162,75 @@ def _size(u: jax.Array, kernel: jax.Array) -> int:
     return transform_size(u.shape[-1] + kernel.shape[-1] - 1)
 
 
-@jax.custom_vjp
-def _convolve(u: jax.Array, kernel: jax.Array) -> jax.Array:
-    """(batch, channels, length), (channels, taps <= length) -> (batch, channels, length)."""
-    n = _size(u, kernel)
-    return jnp.fft.irfft(jnp.fft.rfft(u, n) * jnp.fft.rfft(kernel, n), n)[..., : u.shape[-1]]
+def _beside(per_channel: jax.Array, channel_axis: int) -> jax.Array:
+    """(channels, n) as it stands beside a three-dimensional array: an axis of one for the batch."""
+    return jnp.expand_dims(per_channel, 1 - channel_axis)
 
 
-def _convolve_forward(u, kernel):
-    return _convolve(u, kernel), (u, kernel)
+def _spectra(v: jax.Array, before: jax.Array | None, kernel: jax.Array, channel_axis: int) -> tuple:
+    """u, and the transforms of u and of the kernel (which has one for the whole batch)."""
+    n = _size(v, kernel)
+    u = v if before is None else v * before
+    return u, jnp.fft.rfft(u, n), _beside(jnp.fft.rfft(kernel, n), channel_axis)
 
 
-def _convolve_backward(saved, dy):
-    """Both gradients are correlations with dy: products with a conjugate spectrum."""
-    u, kernel = saved
-    n = _size(u, kernel)
-    spectrum = jnp.fft.rfft(dy, n)
-    du = jnp.fft.irfft(spectrum * jnp.fft.rfft(kernel, n).conj(), n)[..., : u.shape[-1]]
-    # The batch is summed before the transform back: one transform a channel and not one a row.
-    dkernel = jnp.fft.irfft((spectrum * jnp.fft.rfft(u, n).conj()).sum(0), n)[..., : kernel.shape[-1]]
-    return du, dkernel
+def _convolved(u: jax.Array, spectrum: jax.Array, of_kernel: jax.Array, n: int, skip: Any, channel_axis: int) -> Any:
+    c = jnp.fft.irfft(spectrum * of_kernel, n)[..., : u.shape[-1]]
+    return c if skip is None else c + _beside(skip[:, None], channel_axis) * u
 
 
-_convolve.defvjp(_convolve_forward, _convolve_backward)
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _gated(v: Any, before: Any, after: Any, kernel: Any, skip: Any, channel_axis: int, saved: str) -> Any:
+    u, *spectra = _spectra(v, before, kernel, channel_axis)
+    c = _convolved(u, *spectra, _size(v, kernel), skip, channel_axis)
+    return c if after is None else c * after
+
+
+def _gated_forward(v, before, after, kernel, skip, channel_axis, saved):
+    inputs = (v, before, after, kernel, skip)
+    if not _KEPT[saved]:
+        return _gated(*inputs, channel_axis, saved), (inputs, None)
+    u, *spectra = _spectra(v, before, kernel, channel_axis)
+    c = _convolved(u, *spectra, _size(v, kernel), skip, channel_axis)
+    return (c, (inputs, (*spectra, None))) if after is None else (c * after, (inputs, (*spectra, c)))
+
+
+def _gated_backward(channel_axis, saved, residuals, dy):
+    """The gradients to u and to the kernel are correlations with that of the convolution: products with a conjugate
+    spectrum. The batch is summed before the transform back, which is then one a channel and not one a row."""
+    (v, before, after, kernel, skip), kept = residuals
+    n, batch_axis = _size(v, kernel), 1 - channel_axis
+    u = v if before is None else v * before
+    if kept is None:
+        _, *spectra = _spectra(v, before, kernel, channel_axis)
+        c = None if after is None else _convolved(u, *spectra, n, skip, channel_axis)
+    else:
+        *spectra, c = kept
+    of_u, of_kernel = spectra
+    dc = dy if after is None else dy * after
+    of_dc = jnp.fft.rfft(dc, n)
+    du = jnp.fft.irfft(of_dc * of_kernel.conj(), n)[..., : u.shape[-1]]
+    dkernel = jnp.fft.irfft((of_dc * of_u.conj()).sum(batch_axis), n)[..., : kernel.shape[-1]]
+    if skip is not None:
+        du = du + _beside(skip[:, None], channel_axis) * dc
+    return (
+        du if before is None else du * before,
+        None if before is None else du * v,
+        None if after is None else dy * c,
+        dkernel,
+        None if skip is None else jnp.einsum("cbl,cbl->c" if channel_axis == 0 else "bcl,bcl->c", dc, u),
+    )
+
+
+_gated.defvjp(_gated_forward, _gated_backward)
+_KEPT = {"inputs": False, "spectra": True}
 
 
 def _tail_fft(history: jax.Array, u: jax.Array, kernel: jax.Array, filled: jax.Array) -> jax.Array:
     new = u.shape[-1]
     inputs = jnp.pad(history, ((0, 0), (0, 0), (0, new)))
     inputs = lax.dynamic_update_slice_in_dim(inputs, u, filled, axis=-1)
-    y = _convolve(inputs, kernel[:, : inputs.shape[-1]])
+    y = gated_conv(inputs, kernel, channel_axis=1)
     return lax.dynamic_slice_in_dim(y, filled, new, axis=-1)
 
 

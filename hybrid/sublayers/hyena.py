@@ -12,12 +12,13 @@ Two forms that the paper and its published code do not share. `order` N counts t
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from hybrid.lazy import jax, jnp, struct
+from hybrid.lazy import jax, jnp, np, struct
 from hybrid.params import Param, fan_in_uniform, normal
 from hybrid.sublayers.kind import Aux, Context, Kind, Traits
 from hybrid.sublayers.modal_filter import modal_extend, modal_spec, modal_state, modal_taps, modal_taps_reference
@@ -143,26 +144,50 @@ def _implicit_spec(config: ModelConfig, convs: int) -> dict[str, Any]:
     return {"features": features, "filter": network}
 
 
+def _hidden(config: ModelConfig, network: Mapping[str, Any], features: Any) -> Any:
+    """The last hidden layer of the filters' network, with sine activations: (positions, filter_width)."""
+    precise = jnp.promote_types(features.dtype, jnp.float32)
+    wide = {name: value.astype(precise) for name, value in network.items() if name != "out"}
+    hidden = jnp.sin(wide["frequency"] * (features.astype(precise) @ wide["in"] + wide["in_bias"]))
+    for i in range(config.hyena.filter_layers):
+        hidden = jnp.sin(wide["frequency"] * (hidden @ wide[f"hidden_{i}"] + wide[f"hidden_{i}_bias"]))
+    return hidden
+
+
+def _hidden_tile(config: ModelConfig, long: tuple[Any], network: Mapping[str, Any]) -> Any:
+    """The same channel-major: (filter_width, positions) for features (emb_dim, positions)."""
+    return _hidden(config, network, long[0].T).T
+
+
+def _rates(config: ModelConfig) -> Any:
+    """At which the window of each channel decays: (convolutions, d_model) float64."""
+    convs, d = long_convs(config), config.d_model
+    target = math.log(config.hyena.decay_target)
+    rates = np.linspace(target / config.hyena.slow_decay, target / config.hyena.fast_decay, convs * d)
+    return np.abs(rates).reshape(convs, d)
+
+
+def _time(config: ModelConfig, length: int, dtype: Any) -> Any:
+    """(length,) of 0 to 1 at the end of filter_length: the window of the whole is cut, not squeezed."""
+    return jnp.linspace(0.0, 1.0, config.hyena.filter_length, dtype=dtype)[:length]
+
+
+def _window(config: ModelConfig, rates: Any, time: Any) -> Any:
+    """(..., times) for rates of any shape."""
+    time = jax.lax.stop_gradient(time)
+    return jnp.exp(-rates.astype(time.dtype)[..., None] * time) + config.hyena.decay_shift
+
+
 def implicit_taps(config: ModelConfig, params: Mapping[str, Any], length: int) -> Any:
     """The first `length` taps of each long convolution: (convolutions, d_model, length), at least float32.
 
     A network with sine activations of the positional features, times a window that decays at a rate fixed by the
     channel (rates are spread over all channels of all convolutions, in the order of the standalone code: convolution
-    first). Channels of one convolution differ; the window of the whole filter_length is cut, not squeezed.
+    first). Channels of one convolution differ.
     """
-    group, network = config.hyena, params["filter"]
-    features = params["features"][:length]
-    precise = jnp.promote_types(features.dtype, jnp.float32)
-    wide = {name: value.astype(precise) for name, value in network.items()}
-    hidden = jnp.sin(wide["frequency"] * (features.astype(precise) @ wide["in"] + wide["in_bias"]))
-    for i in range(group.filter_layers):
-        hidden = jnp.sin(wide["frequency"] * (hidden @ wide[f"hidden_{i}"] + wide[f"hidden_{i}_bias"]))
-    convs, d = long_convs(config), config.d_model
-    taps = jnp.einsum("lw,wcd->cdl", hidden, wide["out"])
-    target = math.log(group.decay_target)
-    rates = jnp.abs(jnp.linspace(target / group.slow_decay, target / group.fast_decay, convs * d, dtype=precise))
-    time = jnp.linspace(0.0, 1.0, group.filter_length, dtype=precise)[:length]
-    return taps * (jnp.exp(-rates.reshape(convs, d, 1) * time) + group.decay_shift)
+    hidden = _hidden(config, params["filter"], params["features"][:length])
+    taps = jnp.einsum("lw,wcd->cdl", hidden, params["filter"]["out"].astype(hidden.dtype))
+    return taps * _window(config, _rates(config), _time(config, length, hidden.dtype))
 
 
 _TAPS = {"implicit": implicit_taps, "modal": modal_taps}
@@ -174,23 +199,74 @@ def filters(config: ModelConfig, params: Mapping[str, Any], length: int) -> Any:
 
 
 def apply(config: ModelConfig, params: Mapping[str, Any], x: Any, context: Context) -> tuple[Any, Aux]:
-    """x, y: (batch, length, d_model), length at most filter_length."""
+    """x, y: (batch, length, d_model), length at most filter_length. Long inputs go by blocks of channels."""
+    from hybrid.ops.fftconv import channel_blocks
+    from hybrid.ops.forms import note
+    from hybrid.sharding import active_mesh
+
+    blocks = 1 if active_mesh() is not None else channel_blocks(config.d_model, x.shape[0], x.shape[1])
+    note("hyena", "whole" if blocks == 1 else f"blocks of {config.d_model // blocks} channels")
+    if blocks == 1:
+        return _whole(config, params, x, context), Aux()
+    from hybrid.sublayers.hyena_blocks import mix, stacked
+
+    hidden, own, taps = _BLOCK_TAPS[config.hyena.filter](config, params, x.shape[1], blocks)
+    rows = stacked(config, params, own, blocks)
+    y = mix(config, taps, x, hidden, rows, params["out"], context.padding, functools.partial(_gated, config))
+    return y + params["out_bias"].astype(y.dtype), Aux()
+
+
+def _whole(config: ModelConfig, params: Mapping[str, Any], x: Any, context: Context) -> Any:
+    """All channels at once."""
     from hybrid.ops.fftconv import fft_conv
-    from hybrid.sharding import per_device
+    from hybrid.sharding import constrain, per_device
 
     streams, _ = _streams(config, params, x, None, context)
-    kernels = filters(config, params, x.shape[1])
+    kernels = constrain(filters(config, params, x.shape[1]), None, "channels", None)
 
     def convolve(i: int, u: Any) -> Any:
         channels = (kernels[i], params["skip"][i]) if "skip" in params else (kernels[i],)
         conv = per_device(
             fft_conv,
-            [("batch", "inner", None), ("inner", None), ("inner",)][: 1 + len(channels)],
-            ("batch", "inner", None),
+            [("batch", "channels", None), ("channels", None), ("channels",)][: 1 + len(channels)],
+            ("batch", "channels", None),
         )
         return conv(u, *channels)
 
-    return _gate(config, params, streams, convolve), Aux()
+    return _gate(config, params, streams, convolve)
+
+
+def _implicit_blocks(config: ModelConfig, params: Mapping[str, Any], length: int, blocks: int) -> tuple:
+    """The hidden layer (filter_width, length), what a block reads, and the function that makes its taps."""
+    from hybrid.ops.tiles import by_tiles
+    from hybrid.sublayers.hyena_blocks import TILE, by_channels
+
+    network = {name: value for name, value in params["filter"].items() if name != "out"}
+    hidden = by_tiles(functools.partial(_hidden_tile, config), (params["features"][:length].T,), network, TILE)
+    out = by_channels(params["filter"]["out"], 2, blocks).transpose(0, 2, 3, 1)  # (blocks, convs, n, width)
+    rates = by_channels(_rates(config), 1, blocks)
+
+    def tile(long: tuple[Any, Any], own: Mapping[str, Any]) -> Any:
+        hidden, time = long
+        kernels = jnp.einsum("cnw,wl->cnl", own["out"].astype(hidden.dtype), hidden)
+        return kernels * _window(config, jax.lax.stop_gradient(own["rates"]), time)
+
+    def taps(hidden: Any, own: Mapping[str, Any]) -> Any:
+        time = _time(config, length, hidden.dtype)
+        return by_tiles(tile, (hidden, time), own, TILE)
+
+    return hidden, {"out": out, "rates": jnp.asarray(rates, hidden.dtype)}, taps
+
+
+def _modal_blocks(config: ModelConfig, params: Mapping[str, Any], length: int, blocks: int) -> tuple:
+    """The same of modal filters, which share no hidden layer."""
+    from hybrid.sublayers.hyena_blocks import by_channels
+
+    own = {name: by_channels(params[name], 1, blocks) for name in ("poles", "residues")}
+    return None, own, lambda hidden, own: modal_taps(config, own, length)
+
+
+_BLOCK_TAPS: dict[str, Callable[..., tuple]] = {"implicit": _implicit_blocks, "modal": _modal_blocks}
 
 
 def state(config: ModelConfig, batch: int, capacity: int) -> HyenaState | ModalState:
@@ -258,7 +334,7 @@ def _streams(
 ) -> tuple[list[Any], Any]:
     """The order + 1 streams, each (batch, d_model, length) with channels first, and the short convolution's tail."""
     from hybrid.ops.linear import linear
-    from hybrid.ops.short_conv import causal_conv
+    from hybrid.ops.on_mesh import causal_conv
     from hybrid.sharding import constrain
 
     # Padding is zero on both sides of the short convolution, so that what stands in front of a row leaves no trace.
@@ -268,22 +344,35 @@ def _streams(
     u, last = causal_conv(u, params["short"], params["short_bias"], initial=before)
     u = u if real is None else u * real
     streams = jnp.split(u.swapaxes(1, 2), config.hyena.order + 1, axis=1)
-    return [constrain(stream, "batch", "inner", None) for stream in streams], last
+    # In two steps: the second is an all-to-all of the devices that share the length.
+    streams = [constrain(stream, "batch", "inner", "length") for stream in streams]
+    return [constrain(stream, "batch", "channels", None) for stream in streams], last
 
 
 def _gate(config: ModelConfig, params: Mapping[str, Any], streams: list[Any], convolve: Any) -> Any:
-    """Gates and long convolutions in the order of the form; (batch, length, d_model)."""
+    """Gates and long convolutions in the order of the form, and the last product; (batch, length, d_model)."""
     from hybrid.ops.linear import linear
+    from hybrid.sharding import constrain
 
+    def around(i: int, v: Any, before: Any, after: Any) -> Any:
+        y = convolve(i, v if before is None else v * before)
+        return y if after is None else y * after
+
+    v = _gated(config, streams, around)
+    v = constrain(constrain(v, "batch", "channels", None), "batch", "inner", "length").swapaxes(1, 2)
+    return linear(v, params["out"], params["out_bias"])
+
+
+def _gated(config: ModelConfig, streams: list[Any], convolve: Callable[[int, Any, Any, Any], Any]) -> Any:
+    """Gates and long convolutions in the order of the form. convolve: (which, v, gate before, gate after) -> v."""
     *gates, v = streams
     if config.hyena.form == "code":
         for i, gate in enumerate(reversed(gates[1:])):
-            v = convolve(i, v * gate)
-        v = v * gates[0]
+            v = convolve(i, v, gate, gates[0] if i == len(gates) - 2 else None)
     else:
         for i, gate in enumerate(gates):
-            v = gate * convolve(i, v)
-    return linear(v.swapaxes(1, 2), params["out"], params["out_bias"])
+            v = convolve(i, v, None, gate)
+    return v
 
 
 def _implicit_taps_reference(config: ModelConfig, params: Mapping[str, Any], length: int) -> Any:
@@ -340,7 +429,8 @@ def reference(config: ModelConfig, params: Mapping[str, Any], x: Any, context: C
 
 
 def traits(config: ModelConfig) -> Traits:
-    return Traits(packing="refused", max_length=None if config.hyena.filter == "modal" else config.hyena.filter_length)
+    longest = None if config.hyena.filter == "modal" else config.hyena.filter_length
+    return Traits(packing="refused", whole_rows=True, max_length=longest)
 
 
 KIND = Kind(

@@ -11,7 +11,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hybrid.ops.fftconv import TAIL_FORMS, conv_tail, fft_conv, fft_conv_reference, transform_size
+from hybrid.ops import fftconv
+from hybrid.ops.fftconv import (
+    TAIL_FORMS,
+    channel_blocks,
+    conv_tail,
+    fft_conv,
+    fft_conv_reference,
+    gated_conv,
+    transform_size,
+)
+from hybrid.ops.forms import noted
 from hybrid.validation import ConfigError
 
 
@@ -66,6 +76,66 @@ def test_bfloat16_input_is_transformed_in_float32(x64):
     np.testing.assert_allclose(y.astype(jnp.float64), exact, rtol=2**-8, atol=1e-4)
     gradients = jax.grad(lambda a: fft_conv(**a).astype(jnp.float32).sum())(arrays)
     assert {g.dtype for g in gradients.values()} == {jnp.dtype(jnp.bfloat16)}
+
+
+@pytest.mark.parametrize("saved", ["inputs", "spectra"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_gates_and_skip_are_those_of_the_formula_in_value_and_gradient(axis, saved, x64):
+    arrays = inputs(9, 12)
+    g = np.random.default_rng(1)
+    arrays |= {name: jnp.asarray(g.normal(size=(2, 3, 9))) for name in ("before", "after")}
+
+    def fused(u, kernel, skip, before, after):
+        turn = (lambda array: array.swapaxes(0, 1)) if axis == 0 else (lambda array: array)
+        gates = {"before": turn(before), "after": turn(after)}
+        return turn(gated_conv(turn(u), kernel, skip=skip, channel_axis=axis, saved=saved, **gates))
+
+    def plain(u, kernel, skip, before, after):
+        return after * fft_conv_reference(before * u, kernel, skip)
+
+    close(value_and_gradient(fused, arrays), value_and_gradient(plain, arrays))
+    del arrays["before"], arrays["after"]
+
+    ungated = value_and_gradient(lambda u, kernel, skip: gated_conv(u, kernel, channel_axis=1, saved=saved), arrays)
+    close(ungated, value_and_gradient(lambda u, kernel, skip: fft_conv_reference(u, kernel), arrays))
+
+
+def test_blocks_of_channels_equal_all_at_once(x64, monkeypatch):
+    arrays = inputs(10, 10, channels=32)
+    whole = value_and_gradient(fft_conv, arrays)
+    monkeypatch.setattr(fftconv, "_WHOLE_BYTES", {"other": 0})
+    monkeypatch.setattr(fftconv, "_BLOCK_BYTES", {"other": 0})
+    with noted() as forms:
+        close(jax.vjp(lambda arrays: fft_conv(**arrays), arrays)[0], whole[0])
+    assert forms["fft_conv"] == "blocks of 16 channels"
+    pull = jax.vjp(lambda arrays: fft_conv(**arrays), arrays)[1]
+    close(pull(jnp.cos(whole[0]))[0], whole[1])
+
+
+@pytest.mark.parametrize(
+    ("channels", "batch", "length", "blocks"),
+    [
+        (128, 1, 4096, 1),  # small enough at once
+        (128, 1, 65_536, 2),
+        (128, 1, 1_048_576, 8),  # no fewer than 16
+        (768, 8, 8192, 12),
+        (97, 1, 1_048_576, 1),  # a prime number cannot be cut
+        (100, 1, 1_048_576, 5),
+    ],
+)
+def test_blocks_of_long_inputs_have_16_channels_or_more(channels, batch, length, blocks):
+    assert channel_blocks(channels, batch, length) == blocks
+
+
+def test_memory_of_a_long_convolution_is_that_of_a_block():
+    """float32, forward and backward: 8 arrays of the input's size where the spectra of all channels would be 12."""
+
+    def temporaries():
+        u, kernel = (jax.ShapeDtypeStruct(shape, "float32") for shape in ((1, 64, 65_536), (64, 65_536)))
+        gradient = jax.jit(jax.grad(lambda u, k: jnp.sum(fft_conv(u, k) ** 2), argnums=(0, 1)))
+        return gradient.lower(u, kernel).compile().memory_analysis().temp_size_in_bytes / (4 * 64 * 65_536)
+
+    assert temporaries() <= 8
 
 
 def in_two_parts(u, kernel, skip, filled, cut, capacity, form):
