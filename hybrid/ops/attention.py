@@ -15,19 +15,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from hybrid.ops.flash import flash_attention
-from hybrid.ops.forms import accumulator, by_platform, lookup
+from hybrid.ops.flash import flash_attention, tile_of
+from hybrid.ops.forms import accumulator, by_platform, lookup, note
 from hybrid.ops.local_attention import block_attention
 from hybrid.ops.visibility import NEGLIGIBLE, Visibility
 from hybrid.validation import ConfigError
 
 Bias = jax.Array | Callable[[jax.Array, jax.Array], jax.Array]
-"""(batch or 1, n_heads or 1, q_length, k_length), or a function that makes it from positions (batch, length) of queries
-and of keys: a form that works on parts makes the parts alone."""
+"""(batch or 1, n_heads or 1, q_length, k_length), or a function that makes it from positions (batch or 1, length) of
+queries and of keys: a form that works on parts makes the parts alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +46,7 @@ class _Call:
 
     def whole_bias(self) -> jax.Array | None:
         """(batch or 1, n_heads or 1, q_length, k_length)."""
-        if callable(self.bias):
-            rows = slice(0, 1 if self.in_order else None)  # the same positions in every row
-            return self.bias(self.visibility.q_positions[rows], self.visibility.k_positions[rows])
-        return self.bias
+        return self.bias(self.visibility.q_positions, self.visibility.k_positions) if callable(self.bias) else self.bias
 
 
 def attention(
@@ -85,7 +83,10 @@ def attention(
     call = _checked(
         q, k, v, q_positions, k_positions, q_segments, k_segments, k_valid, causal, window, scale, softcap, bias
     )
-    return lookup(_FORMS, _automatic(call) if form == "auto" else form)(call).astype(q.dtype)
+    form = _automatic(call) if form == "auto" else form
+    run = lookup(_FORMS, form)
+    note("attention", f"{form}{_detail(call, form)}")
+    return run(call).astype(q.dtype)
 
 
 def _checked(q, k, v, q_positions, k_positions, q_segments, k_segments, k_valid, causal, window, scale, softcap, bias):
@@ -113,7 +114,8 @@ def _checked(q, k, v, q_positions, k_positions, q_segments, k_segments, k_valid,
     in_order = q_positions is None and k_positions is None
 
     def positions(given: jax.Array | None, length: int) -> jax.Array:
-        return jnp.broadcast_to(jnp.arange(length) if given is None else given, (batch, length))
+        """One row for all where they are the places in the row."""
+        return jnp.arange(length, dtype=jnp.int32)[None] if given is None else jnp.broadcast_to(given, (batch, length))
 
     visibility = Visibility(
         positions(q_positions, q_length),
@@ -168,7 +170,7 @@ def _plain(call: _Call) -> jax.Array:
 
 
 def _chunked(call: _Call) -> jax.Array:
-    return flash_attention(call.q, call.k, call.v, call.visibility, call.whole_bias(), call.scale, call.softcap)
+    return flash_attention(call.q, call.k, call.v, call.visibility, call.bias, call.scale, call.softcap)
 
 
 def _fused(call: _Call) -> jax.Array:
@@ -176,15 +178,32 @@ def _fused(call: _Call) -> jax.Array:
         raise ConfigError("form", "'fused' has no softcap; use 'chunked' or 'plain'")
     if call.v.shape[-1] != call.q.shape[-1]:
         raise ConfigError("form", "'fused' needs values as wide as keys; use 'chunked' or 'plain'")
-    vis = call.visibility
+    vis, how = call.visibility, implementation(call.q, call.k, call.v)
     if _is_simple(call):
         window = None if vis.window is None else (vis.window - 1, 0 if vis.causal else vis.window - 1)
         return jax.nn.dot_product_attention(
-            call.q, call.k, call.v, call.whole_bias(), scale=call.scale, is_causal=vis.causal, local_window_size=window
-        )
+            call.q, call.k, call.v, call.whole_bias(), scale=call.scale, is_causal=vis.causal,
+            local_window_size=window, implementation=how,
+        )  # fmt: skip
     mask = vis.mask()
-    out = jax.nn.dot_product_attention(call.q, call.k, call.v, call.whole_bias(), mask[:, None], scale=call.scale)
+    out = jax.nn.dot_product_attention(
+        call.q, call.k, call.v, call.whole_bias(), mask[:, None], scale=call.scale, implementation=how
+    )
     return jnp.where(mask.any(-1)[:, :, None, None], out, 0)
+
+
+def implementation(q: jax.Array, k: jax.Array, v: jax.Array, platform: str | None = None) -> Literal["cudnn"] | None:
+    """What `jax.nn.dot_product_attention` is asked for: cuDNN's kernels where they take such arrays, else its choice.
+
+    platform: that of jax if None.
+    """
+    half = all(array.dtype in (jnp.bfloat16, jnp.float16) for array in (q, k, v)) and q.dtype == k.dtype == v.dtype
+    head_dim = q.shape[-1]
+    fits = half and head_dim == v.shape[-1] and head_dim % 8 == 0 and head_dim <= CUDNN_HEAD_DIM
+    return "cudnn" if fits and (jax.default_backend() if platform is None else platform) == "gpu" else None
+
+
+CUDNN_HEAD_DIM = 128
 
 
 def _blocks(call: _Call) -> jax.Array:
@@ -225,7 +244,8 @@ FORMS = tuple(_FORMS)
 _PLAIN_UP_TO = {"cpu": 64 * 64, "other": 256 * 256}
 """Scores a head. Forward and backward on two busy CPU cores, 8 rows, 4 heads of 16: rows of 64, 128 and 256 took 2, 31
 and 213 ms plain and 2, 20 and 18 ms in tiles."""
-_LONG = {"gpu": "fused", "other": "chunked"}
+_FUSED_UP_TO = {"gpu": 4096 * 4096, "other": 0}
+"""Scores a head that `fused` may make where cuDNN does not take the arrays: XLA then has all of them at one time."""
 _BLOCKS_UP_TO = {"gpu": 1 << 30, "other": 32}
 """Keys of a window. Forward and backward on two CPU cores, 8 rows of 512, 4 heads of 16: windows of 16, 32, 64 keys
 took 9, 18, 71 ms in blocks and 16, 17, 20 ms in tiles. A GPU has no use for a loop over small tiles."""
@@ -237,6 +257,13 @@ def _automatic(call: _Call) -> str:
         return "blocks" if window <= by_platform(_BLOCKS_UP_TO) else "chunked"
     if call.q.shape[1] * call.k.shape[1] <= by_platform(_PLAIN_UP_TO) or call.q.shape[1] == 1:
         return "plain"
-    long = by_platform(_LONG)
     fits = _is_simple(call) and call.softcap is None and call.bias is None and call.v.shape[-1] == call.q.shape[-1]
-    return "chunked" if long == "fused" and not fits else long
+    small = call.q.shape[1] * call.k.shape[1] <= by_platform(_FUSED_UP_TO)
+    return "fused" if fits and (small or implementation(call.q, call.k, call.v)) else "chunked"
+
+
+def _detail(call: _Call, form: str) -> str:
+    """What was chosen within a form."""
+    if form == "chunked":
+        return f" {tile_of(max(call.q.shape[1], call.k.shape[1]), call.visibility.window)}"
+    return " cudnn" if form == "fused" and implementation(call.q, call.k, call.v) else ""

@@ -49,7 +49,7 @@ def put(cache: jax.Array, new: jax.Array, at: jax.Array, axis: int, real: jax.Ar
     new: as the cache, with fewer slots. at: (batch,) integers. real: (batch,) bool, rows that are written.
     """
 
-    def row(i: jax.Array, cache: jax.Array) -> jax.Array:
+    def row(i: jax.Array | int, cache: jax.Array) -> jax.Array:
         zero = jnp.zeros((), at.dtype)
         start = [zero] * cache.ndim
         start[0], start[axis] = jnp.asarray(i, at.dtype), at[i]
@@ -169,6 +169,7 @@ def _chunked(plan: _Plan, q, keys, values, bias, visibility: Visibility, used) -
 
 def _tile(plan: _Plan, q, keys, values, bias, visibility: Visibility, used) -> jax.Array:
     dtype, slots = accumulator(q, keys, values), keys.shape[3]
+    assert visibility.k_valid is not None
     if q.shape[3] > 1:  # of a prompt's tiles the first do not see the slots of the last
         seen = visibility.k_valid & (visibility.k_positions <= visibility.q_positions.max(1, keepdims=True))
         used = jnp.minimum(used, slots - jnp.argmax(seen.any(0)[::-1]))
@@ -178,6 +179,7 @@ def _tile(plan: _Plan, q, keys, values, bias, visibility: Visibility, used) -> j
         start = jnp.minimum(j * plan.chunk, slots - plan.chunk)
         part = visibility.tile(jnp.int32(0), q.shape[3], start, plan.chunk)
         # the last chunk begins earlier where the slots are not a multiple of it
+        assert part.k_valid is not None
         part = dataclasses.replace(part, k_valid=part.k_valid & (start + jnp.arange(plan.chunk) >= j * plan.chunk))
         k = lax.dynamic_slice_in_dim(keys, start, plan.chunk, axis=3)
         scores, visible = _scores(plan, q, k, bias, part)
@@ -201,11 +203,15 @@ def _chunked_forward(plan: _Plan, q, keys, values, bias, visibility, used):
 def _chunked_backward(plan: _Plan, saved, dout):
     """By the plain form: a derivative through a cache is rare, and the turns of its loop depend on data."""
     q, keys, values, bias, visibility, used = saved
-    _, pull = jax.vjp(lambda *arrays: _plain(plan, *arrays, visibility, used), q, keys, values, bias)
+
+    def plain(q, keys, values, bias):
+        return _plain(plan, q, keys, values, bias, visibility, used)
+
+    _, pull = jax.vjp(plain, q, keys, values, bias)
     return *pull(dout), None, None
 
 
 _chunked.defvjp(_chunked_forward, _chunked_backward)
 
-_FORMS = {"chunked": _chunked, "plain": _plain}
+_FORMS: dict[str, Callable[..., jax.Array]] = {"chunked": _chunked, "plain": _plain}
 FORMS = tuple(_FORMS)

@@ -20,7 +20,7 @@ NEGLIGIBLE = -1e30
 )
 @dataclasses.dataclass(frozen=True)
 class Visibility:
-    """Positions (batch, length), segments (batch, length) or None, validity of keys (batch, k_length) or None."""
+    """Positions (batch or 1, length), segments (batch, length) or None, validity of keys (batch, k_length) or None."""
 
     q_positions: jax.Array
     k_positions: jax.Array
@@ -31,7 +31,7 @@ class Visibility:
     window: int | None
 
     def mask(self) -> jax.Array:
-        """(batch, q_length, k_length) bool."""
+        """(batch, q_length, k_length) bool; one row where all rows are the same."""
         distance = self.q_positions[:, :, None] - self.k_positions[:, None, :]
         return self._rules(distance, distance, self._same_segment(), self.k_valid)
 
@@ -43,7 +43,7 @@ class Visibility:
     def _rules(
         self, farthest: jax.Array, nearest: jax.Array, same: jax.Array | None, valid: jax.Array | None
     ) -> jax.Array:
-        """Whether a distance (query minus key) in nearest..farthest can be seen."""
+        """Whether some distance (query minus key) in nearest..farthest can be seen; with the two exchanged, all."""
         visible = jnp.ones(farthest.shape, bool)
         if self.causal:
             visible &= farthest >= 0
@@ -104,6 +104,18 @@ class Visibility:
             same = (q1[:, :, None] >= k0[:, None, :]) & (k1[:, None, :] >= q0[:, :, None])
         valid = None if self.k_valid is None else _in_tiles(self.k_valid, k_size).any(-1)
         return self._rules(farthest, nearest, same, valid).any(0)
+
+    def whole_tiles(self, q_size: int, k_size: int) -> jax.Array:
+        """(q tiles, k tiles) bool: True where surely every query of the tile sees all of its keys, in every row."""
+        (q_low, q_high), (k_low, k_high) = _extremes(self.q_positions, q_size), _extremes(self.k_positions, k_size)
+        farthest = q_high[:, :, None] - k_low[:, None, :]
+        nearest = q_low[:, :, None] - k_high[:, None, :]
+        same = None
+        if self.q_segments is not None and self.k_segments is not None:
+            (q0, q1), (k0, k1) = _extremes(self.q_segments, q_size), _extremes(self.k_segments, k_size)
+            same = (q0 == q1)[:, :, None] & (k0 == k1)[:, None, :] & (q0[:, :, None] == k0[:, None, :])
+        valid = None if self.k_valid is None else _in_tiles(self.k_valid, k_size).all(-1)
+        return self._rules(nearest, farthest, same, valid).all(0)
 
 
 def _in_tiles(array: jax.Array, size: int) -> jax.Array:

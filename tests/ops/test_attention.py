@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybrid.ops import flash
-from hybrid.ops.attention import FORMS, attention
+from hybrid.ops.attention import FORMS, attention, implementation
+from hybrid.ops.forms import noted
 from hybrid.ops.visibility import Visibility
+from hybrid.positions import alibi, relative_bias
 from hybrid.validation import ConfigError
 
 FAST = [form for form in FORMS if form not in ("reference", "blocks")]
@@ -153,6 +155,31 @@ def test_scores_of_ten_thousand_do_not_overflow(form, small_tiles):
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((out, gradients)))
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("causal", [True, False])
+def test_bias_made_of_positions_and_its_gradient_equal_the_definition(x64, small_tiles, packed, causal):
+    """The table is held by the function alone."""
+    arrays, fixed = inputs(11), {}
+    if packed:
+        fixed = {name: cases()["everything"][0]["q_segments"] for name in ("q_segments", "k_segments")}
+    arrays["table"] = jnp.asarray(np.random.default_rng(1).normal(size=(8, 4)))
+
+    def run(form):
+        def attend(arrays):
+            table = arrays["table"]
+
+            def bias(q, k):
+                return relative_bias(q, k, table, causal, 9)
+
+            given = {name: arrays[name] for name in "qkv"}
+            return attention(**given, **fixed, bias=bias, causal=causal, softcap=2.0, form=form)
+
+        out, pull = jax.vjp(attend, arrays)
+        return out, pull(jnp.cos(out))[0]
+
+    close(*(jax.jit(run, static_argnums=0)(form) for form in ("chunked", "reference")))
+
+
 def visited(tiles):
     return np.asarray(tiles).astype(int).tolist()
 
@@ -168,6 +195,22 @@ def test_only_tiles_in_which_something_is_visible_are_visited():
     assert visited(packed.tiles(4, 4)) == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
     some = Visibility(positions[:, 12:], positions, None, None, positions >= 8, causal=True, window=None)
     assert visited(some.tiles(4, 4)) == [[0, 0, 1, 1]]
+
+
+def test_tiles_that_are_seen_in_whole_are_those_without_a_masked_score():
+    g = np.random.default_rng(0)
+    positions = jnp.asarray(np.sort(g.integers(0, 30, (2, 16)), axis=1))
+    seg = jnp.repeat(jnp.arange(2), 8)[None]
+    found = 0
+    for causal, window, segments, valid in (
+        (True, None, None, None), (True, 9, None, None), (False, 9, None, None), (True, None, seg, None),
+        (False, None, None, jnp.arange(16)[None] != 5),
+    ):  # fmt: skip
+        vis = Visibility(positions, positions[:, ::-1], segments, segments, valid, causal=causal, window=window)
+        tiles = np.asarray(vis.mask()).reshape(-1, 4, 4, 4, 4).all((0, 2, 4))
+        assert visited(vis.whole_tiles(4, 4)) == tiles.astype(int).tolist()
+        found += tiles.sum()
+    assert found > 5
 
 
 def test_vmap_equals_a_loop(x64, small_tiles):
@@ -214,6 +257,58 @@ def temporaries(length, **options):
 def test_chunked_gradient_at_8192_positions_needs_at_most_60_mib(options):
     """The scores alone would be 1 GiB."""
     assert temporaries(8192, form="chunked", **options) <= 60 * 2**20
+
+
+def test_window_at_32768_positions_needs_at_most_250_mib():
+    """Four times what 8192 positions need: linear."""
+    long, short = (temporaries(length, form="chunked", window=512) for length in (32768, 8192))
+    assert long <= min(250 * 2**20, 4.5 * short)
+
+
+@pytest.mark.parametrize("form", ["auto", "chunked"])
+def test_biases_of_distances_are_never_whole(form):
+    """All distances of 8192 positions would be 256 MiB, times heads."""
+    table = jnp.ones((32, 4))
+    assert temporaries(8192, form=form, bias=lambda q, k: alibi(q, k, 4)) <= 80 * 2**20
+    assert temporaries(8192, form=form, bias=lambda q, k: relative_bias(q, k, table, True, 128)) <= 80 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "value_dim", "platform", "want"),
+    [
+        (jnp.bfloat16, 64, 64, "gpu", "cudnn"),
+        (jnp.float16, 128, 128, "gpu", "cudnn"),
+        (jnp.bfloat16, 64, 64, "cpu", None),
+        (jnp.bfloat16, 64, 64, "tpu", None),
+        (jnp.float32, 64, 64, "gpu", None),
+        (jnp.bfloat16, 60, 60, "gpu", None),
+        (jnp.bfloat16, 256, 256, "gpu", None),
+        (jnp.bfloat16, 64, 32, "gpu", None),
+    ],
+)
+def test_cudnn_is_asked_for_where_it_takes_such_arrays(dtype, head_dim, value_dim, platform, want):
+    arrays = inputs(4, head_dim=head_dim, value_dim=value_dim, dtype=dtype)
+    assert implementation(*arrays.values(), platform) == want
+
+
+@pytest.mark.parametrize(
+    ("length", "dtype", "options", "want"),
+    [
+        (8192, jnp.bfloat16, {}, "fused cudnn"),
+        (2048, jnp.float32, {}, "fused"),
+        (8192, jnp.float32, {}, "chunked 512"),
+        (8192, jnp.bfloat16, {"softcap": 1.0}, "chunked 512"),
+        (8192, jnp.bfloat16, {"window": 64}, "blocks"),
+    ],
+)
+def test_form_that_a_gpu_would_take(monkeypatch, length, dtype, options, want):
+    """The choice alone: nothing is compiled."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, k, v, *rest, **options: q + 0 * v)
+    shape = jax.ShapeDtypeStruct((1, length, 4, 64), dtype)
+    with noted() as chosen:
+        jax.eval_shape(partial(attention, **options), shape, shape, shape)
+    assert chosen == {"attention": want}
 
 
 def test_long_sequences_do_not_materialise_scores_by_default():

@@ -12,7 +12,7 @@ import pytest
 from hybrid.ops import attention as module
 from hybrid.ops import local_attention
 from hybrid.ops.attention import attention
-from hybrid.ops.flash import TILE, tile_of
+from hybrid.ops.flash import tile_of
 from hybrid.validation import ConfigError
 
 
@@ -104,7 +104,7 @@ def test_a_row_of_many_windows_is_never_computed_whole():
 
 
 def test_tiles_are_no_larger_than_a_window_that_is_wide():
-    assert [tile_of(w) for w in (8, 200, 512, 100_000, None)] == [64, 64, 256, 256, TILE]
+    assert [tile_of(8192, w) for w in (8, 200, 512, 100_000)] == [64, 64, 256, 256]
 
 
 def memory(length, window, form):
