@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hybrid.traffic import Traffic, by_kind
+from hybrid.traffic import Traffic, total
 
 ROOT = Path(__file__).resolve().parents[1]
 DEVICES, BATCH, LENGTH, WIDTH, LAYERS, FLOAT = 64, 16, 2048, 1536, 48, 4
@@ -25,24 +25,25 @@ def said():
 
 @pytest.mark.slow
 def test_a_device_holds_its_64th_of_parameters_and_moments_and_renews_them_in_place(said):
+    """A fifth more: what has no dimension of d_model is cut over the four devices of `tensor` alone."""
     assert 0.9e9 < said["parameters"] < 1.1e9
     share = 3 * FLOAT * said["parameters"] / DEVICES
-    assert share <= said["arguments"] <= 1.02 * share
+    assert share <= said["arguments"] <= 1.3 * share
     assert said["aliased"] >= share
 
 
 @pytest.mark.slow
 def test_its_activations_fit_beside_them(said):
     """The stream of the residuals is kept at the border of every unit; what is inside of one is made again."""
-    a_stream = BATCH // FSDP * LENGTH * WIDTH * FLOAT
-    assert said["temporaries"] < 200 * a_stream
+    assert said["temporaries"] < 150 * BATCH // FSDP * LENGTH * WIDTH * FLOAT
 
 
 @pytest.mark.slow
 def test_devices_say_little_more_than_they_must(said):
     lines = [Traffic(**{**line, "loops": tuple(line["loops"])}) for line in said["traffic"]]
-    # Layers are gathered inside of the loop over units, and in no other loop.
-    assert max(len(line.loops) for line in lines) == 1
-    kinds = by_kind(lines)
-    gathered = 2 * (FSDP - 1) / FSDP * FLOAT * said["parameters"] / TENSOR
-    assert kinds["all-gather"].bytes < 1.5 * gathered
+    # They talk in the loop over layers, and in no other: neither over positions nor over parts of the vocabulary.
+    assert all(len(line.loops) < 2 and sum(line.loops) <= LAYERS for line in lines)
+    # Parameters gathered twice and gradients scattered; an all-reduce of the activations a sublayer, each way.
+    parameters = 3 * (FSDP - 1) / FSDP * FLOAT * said["parameters"] / TENSOR
+    activations = 2 * LAYERS * 2 * (TENSOR - 1) / TENSOR * BATCH / FSDP * LENGTH * WIDTH * FLOAT
+    assert total(lines) < 1.1 * (parameters + activations)

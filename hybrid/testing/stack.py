@@ -18,7 +18,7 @@ from hybrid.traffic import traffic
 from hybrid.validation import ConfigError
 
 DEPTH = 2
-SEQUENCE = 16
+SEQUENCE = 8
 """Length of the rows that are cut: 4 positions a shard."""
 
 
@@ -134,8 +134,8 @@ def check_sharding(subject: Subject) -> None:
 
 @in_float64
 def check_sequence(subject: Subject) -> None:
-    """Rows cut along their length (sequence 4, tensor 2) give the loss and gradients of one device, several documents
-    in a row included where the kind takes them. Windows are made no longer than a shard. Needs 8 devices."""
+    """Rows cut along their length (data 2, tensor 2, sequence 2) give the loss and gradients of one device, several
+    documents in a row included where the kind takes them. Windows are made shorter than a shard. Needs 8 devices."""
     from hybrid.params import declarations
     from hybrid.sharding import batch_shardings, make_mesh, on, param_shardings
 
@@ -145,12 +145,12 @@ def check_sequence(subject: Subject) -> None:
         config = dataclasses.replace(config, **{subject.kind.group: dataclasses.replace(group, window=SEQUENCE // 4)})
     batch = {"tokens": subject.tokens(batch=2, length=SEQUENCE)}
     if subject.traits.packing == "exact":
-        # Documents of one row begin in a shard, at its border, and at its second position; the other row has one.
-        ids = np.searchsorted([3, 8, 13], np.arange(SEQUENCE), side="right")
-        batch["segment_ids"] = jnp.asarray(np.stack([ids, np.zeros_like(ids)]), jnp.int32)
+        # A document that goes over the border of the shards, and one that begins there.
+        rows = [np.searchsorted(begins, np.arange(SEQUENCE), side="right") for begins in ([3, 6], [4])]
+        batch["segment_ids"] = jnp.asarray(np.stack(rows), jnp.int32)
     params = subject.init(config)
     wanted = jax.device_get(loss_and_gradients(config, **batch)(params))
-    mesh = make_mesh(tensor=2, sequence=4)
+    mesh = make_mesh(data=2, tensor=2, sequence=2)
     laid_out = jax.device_put(params, param_shardings(mesh, declarations(config)))
     with on(mesh):
         lying = jax.device_put(batch, batch_shardings(mesh, batch))
