@@ -62,9 +62,8 @@ class Checkpoints:
         reads = self._keep is None
         if not reads:
             self.folder.mkdir(parents=True, exist_ok=True)
-        alone = self._alone()
         options = self._ocp.CheckpointManagerOptions(
-            max_to_keep=self._keep, create=False, read_only=reads, **({"multiprocessing_options": alone} if alone else {})
+            max_to_keep=self._keep, create=False, read_only=reads, multiprocessing_options=self._alone()
         )
         return self._ocp.CheckpointManager(self.folder, options=options)
 
@@ -72,12 +71,11 @@ class Checkpoints:
         """Where there are several processes, each opens the folder by itself: one writes, the others read."""
         import jax
 
+        make = self._ocp.options.MultiprocessingOptions
         if jax.process_count() == 1:
-            return None
+            return make()
         me = jax.process_index()
-        return self._ocp.options.MultiprocessingOptions(
-            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
-        )
+        return make(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}")
 
     def __enter__(self) -> Checkpoints:
         return self

@@ -87,7 +87,7 @@ CASES = {
     "warm-up longer than training": value("optimizer.warmup_steps=21", "21", "train.steps = 20"),
     "parts that do not divide": value("optimizer.accumulate=3", "3", "data.batch_size = 4"),
     "mesh that does not divide": Case(("data.batch_size", "4", "3 devices"), ("--config.mesh.data=3",)),
-    "mesh axis not built": value("mesh.sequence=2", "2", "only 1"),
+    "rows that the devices do not divide": value("mesh.sequence=3", "3", "must divide"),
     "devices for experts that are not there": value("mesh.expert=2", "2", "no experts (E)"),
     "vocabulary of bytes": value("data.vocab_size=300", "300", "bytes"),
     "bpe without vocabulary": Case(("data.vocab_size", "must be given"), ("--config.data.tokenizer=bpe",)),
