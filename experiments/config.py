@@ -140,6 +140,9 @@ class Trial(Checked):
         if self.optimizer.warmup_steps > self.train.steps:
             allowed = f"at most train.steps = {self.train.steps}"
             raise ConfigError("optimizer.warmup_steps", f"{self.optimizer.warmup_steps} is not allowed; {allowed}")
+        if self.train.population > 1 and self.mesh != MeshConfig():
+            problem = f"{self.train.population} is not allowed; members stand side by side on one device, not on a mesh"
+            raise ConfigError("train.population", problem)
         self._check_batch()
         self._check_traits()
         if self.study.score not in (self.data.bits, "loss"):

@@ -182,13 +182,13 @@ class _Population:
         member.place(lambda: program.row(self.states, row))
 
     def _leave(self, row: int, finite: bool) -> None:
-        """A member commits its result or saves, and its row is free."""
+        """A member commits its result or saves, and its row is free. finite: all steps that were looked at."""
         member, stack = self.members[row]
         outcome: Outcome | Exception
         result: dict[str, Any] | None = {"status": "failed"}
         with stack:
             try:
-                result = member.end(finite)
+                result = member.end(finite and member.look())
                 outcome = "stopped" if result is None else result["status"]
             except Exception as error:
                 if is_out_of_memory(str(error)):
@@ -219,10 +219,7 @@ class _Population:
         try:
             member.step += 1
             finite = member.took(metrics, labels)
-            last = member.step == member.trial.train.steps
-            if finite and last:
-                finite = member.look()
-            if not last and finite:
+            if finite and member.step < member.trial.train.steps:
                 return member.fetch()
         except Exception as error:
             if is_out_of_memory(str(error)):

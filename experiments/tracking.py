@@ -174,6 +174,7 @@ def start(
         init_timeout=max(seconds - 1, 0.5),
         finish_timeout=finish,
         finish_timeout_raises=True,
+        reinit="create_new",  # members of a population have a run each, in one process
     )
     who = wandb_run.identity(record, run.path, target.tags)
     place = {"project": target.project, "entity": target.entity or None, "dir": str(folder)}

@@ -71,9 +71,10 @@ def train_runs(
 
     def ended(run: RunFolder, outcome: str | Exception) -> None:
         told.add(run.path)
-        failed = isinstance(outcome, Exception)
-        phase = {"phase": _phase(outcome, "train"), "error": one_line(outcome)} if failed else {}  # type: ignore[arg-type]
-        tell(run, phase or {"outcome": str(outcome)})
+        if isinstance(outcome, Exception):
+            tell(run, {"phase": _phase(outcome, "train"), "error": one_line(outcome)})
+        else:
+            tell(run, {"outcome": str(outcome)})
 
     try:
         train_population(runs, programs, width, begin=claimed, ended=ended)

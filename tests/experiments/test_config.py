@@ -110,6 +110,7 @@ def test_parameters_are_matched_within_three_percent(pattern, by):
         ({"optimizer__warmup_steps": 11}, "optimizer.warmup_steps"),
         ({"model__mixers": 4}, "model.mixers"),
         ({"mesh": {"data": 3}}, "data.batch_size"),
+        ({"mesh": {"data": 2}, "train__population": 2}, "train.population"),
         ({"seed": 2**32}, "seed"),
     ],
 )

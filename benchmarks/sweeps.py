@@ -1,0 +1,332 @@
+"""What a study costs beside its steps: starts, the loop, workers, and a column of the recall grid beside torch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import peers, peers_sweeps
+from benchmarks.history import ROOT
+from benchmarks.measure import paired, spread
+from benchmarks.rows import Row, faster
+from experiments.environment import threads
+
+ENVIRONMENT: dict[str, str] = {"NPROC": "2"}
+
+QUICKSTART = "configs/quickstart.py"
+ARM = "--config.model.count=1"
+"""The arm of the quick start with three Mamba layers and one of attention."""
+
+MANY = 10**6
+
+
+def _source() -> str:
+    """The quick start's text where it was fetched, else one that is always there."""
+    from experiments import data
+    from experiments.config import trial_from
+    from experiments.configfile import ConfigFile
+    from hybrid.validation import ConfigError
+
+    for name in ("shakespeare", "stdlib"):
+        trial = trial_from(ConfigFile(ROOT / QUICKSTART).values([("data.source", name)]))
+        with contextlib.suppress(ConfigError):
+            data.prepare(trial.data, lambda text: None)
+            return name
+    raise RuntimeError("no text to train on")
+
+
+# --- start ------------------------------------------------------------------------------------------------------------
+
+
+def start() -> Iterator[Row]:
+    """From the command to the first step of a quick-start trial, with an empty cache and with a full one."""
+    source = _source()
+    with tempfile.TemporaryDirectory() as folder:
+        cache, bars = Path(folder) / "cache", {"an empty": "<= 12", "a full": "<= 6"}
+        for name, bar in bars.items():
+            seconds = []
+            for n in range(3):
+                if name == "an empty":
+                    shutil.rmtree(cache, ignore_errors=True)
+                run = Path(folder) / f"{name} {n}"
+                seconds.append(_first_step(run, cache, source))
+            figure = spread(seconds)
+            work = f"command to first step of a quick-start trial, {name} cache"
+            yield Row(work, "", figure.median, "s", bar, figure.low, figure.high)
+
+
+def _first_step(run: Path, cache: Path, source: str) -> float:
+    """Seconds until the metrics of the first step are there."""
+    few = ("--config.train.steps=2", "--config.optimizer.warmup_steps=1", "--config.tracking.mode=off")
+    command = [sys.executable, "-m", "experiments.train", f"--config={QUICKSTART}", f"--workdir={run}", ARM, *few]
+    begun = time.time()
+    _run([*command, f"--config.data.source={source}"], HYBRID_CACHE=str(cache))
+    return next(event["time"] for event in _events(run) if event["event"] == "first_step") - begun
+
+
+def _run(command: list[str], **environment: str) -> str:
+    variables = {**os.environ, **environment}
+    # those of this process would win over what the command sets by itself
+    for name in ("JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS"):
+        variables.pop(name, None)
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=600, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
+    return done.stdout
+
+
+def _events(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+
+class Until:
+    """A wish to stop that comes of itself after a number of steps."""
+
+    def __init__(self) -> None:
+        self.training: Any = None
+        self.step = 0
+
+    @property
+    def asked(self) -> bool:
+        return self.training.step >= self.step
+
+
+def loop() -> Iterator[Row]:
+    """The loop of training with all that it does between two steps, over the compiled steps alone."""
+    import jax
+
+    from experiments.loop import begun
+
+    trial = _trial()
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        run, until = _run_folder(trial, Path(folder) / "run"), Until()
+        stack.enter_context(run.claim())
+        training = until.training = stack.enter_context(begun(trial, run, {}, stop=until))  # type: ignore[arg-type]
+        program, values = training.program, training.values
+        batches = [program.put(training.data.batch(step)) for step in range(8)]
+        state = program.init(values)
+        steps = 80
+
+        def looped() -> None:
+            until.step = training.step + steps
+            assert training.advance()
+            jax.block_until_ready(training.state.step)
+
+        def bare() -> None:
+            nonlocal state
+            for step in range(steps):
+                state, metrics = program.train_step(state, batches[step % 8], values)
+            jax.block_until_ready(metrics)
+
+        times = paired({"bare": bare, "loop": looped}, rounds=7)
+        ratio = times["bare"].faster_than(times["loop"])
+        percent = [100 * (1 / value - 1) for value in (ratio.median, ratio.high, ratio.low)]
+        work = f"the loop over its steps alone, quick-start arm, rounds of {steps} steps"
+        clocks = {"ours": times["loop"].ms(), "theirs": times["bare"].ms()}
+        yield Row(work, "the compiled step", percent[0], "% more", "<= 3", percent[1], percent[2], **clocks)
+        speeds = [event for event in run.events() if event["event"] == "speed"]
+        for name, what in (("data_wait_share", "waited for data"), ("overhead_share", "left the device waiting")):
+            shares = spread([100 * event[name] for event in speeds])
+            work = f"share of its time that the loop {what}, as logged"
+            yield Row(work, "", shares.median, "%", "<= 3", shares.low, shares.high)
+
+
+def _trial() -> Any:
+    """An arm of the quick start that neither evaluates nor saves while it is timed."""
+    from experiments.config import trial_from
+    from experiments.configfile import ConfigFile
+
+    rare = {"train.steps": MANY, "evaluate.every": MANY, "checkpoint.every": MANY, "model.count": 1}
+    given = {**rare, "data.source": _source(), "tracking.mode": "off"}
+    return trial_from(ConfigFile(ROOT / QUICKSTART).values(list(given.items())))
+
+
+def _run_folder(trial: Any, folder: Path) -> Any:
+    from experiments.config import run_id, trial_plain
+    from experiments.runs import RunFolder
+
+    about = {"id": run_id(trial, None), "arm": trial.arm, "study": "benchmark", "trial": trial_plain(trial)}
+    derived = {"fingerprint": None, "flops_per_token": 1}
+    return RunFolder(folder).create({**about, "derived": derived, "versions": {}})
+
+
+# --- workers ----------------------------------------------------------------------------------------------------------
+
+
+def workers() -> Iterator[Row]:
+    """A study of two arms at two rates by one single-threaded worker and by two, each from an empty cache."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "study.py"
+        config.write_text(_study((ROOT / QUICKSTART).read_text(), steps=300))
+        seconds = {}
+        for count in (1, 2):
+            command = [sys.executable, "-m", "experiments.sweep", f"--config={config}", f"--workdir={folder}/{count}"]
+            begun = time.perf_counter()
+            given = {"HYBRID_CACHE": f"{folder}/cache {count}", "NPROC": str(count)}
+            _run([*command, f"--workers={count}", "--report=false", "--stage=tune"], **given)
+            seconds[count] = time.perf_counter() - begun
+        clocks = {"ours": _clock(seconds[2]), "theirs": _clock(seconds[1])}
+        work = "a study of 2 arms at 2 rates, 300 steps, empty cache: two workers of one thread"
+        note = "one round; the clock's time alone"
+        yield Row(work, "one worker of one thread", seconds[1] / seconds[2], "x as fast", ">= 1.7", **clocks, note=note)
+
+
+def _clock(seconds: float) -> dict[str, float]:
+    """Milliseconds of processes of their own, whose threads are not looked at."""
+    return dict.fromkeys(("wall", "cpu", "busiest"), 1e3 * seconds)
+
+
+def _study(quickstart: str, steps: int) -> str:
+    """The quick start with two arms, few steps, one seed."""
+    changed = quickstart[: quickstart.index("def sweep()")]
+    changed = changed.replace(
+        '"train": {"steps": 400}', f'"train": {{"steps": {steps}}}, "tracking": {{"mode": "off"}}'
+    )
+    changed = changed.replace('"every": 100', f'"every": {steps}').replace('"seeds": 3', '"seeds": 1')
+    changed = changed.replace('"baseline": "attention"', '"baseline": ""').replace('"shakespeare"', repr(_source()))
+    return changed + (
+        "def sweep():\n"
+        '    arms = chain(*[point({"arm": name, "model.base": name}) for name in "MH"])\n'
+        '    return product(arms, axis("optimizer.learning_rate", [1e-3, 3e-3]))\n'
+    )
+
+
+# --- a column of the recall grid --------------------------------------------------------------------------------------
+
+CELL = "recall, L 64, 4 pairs, d 64, 2 layers, vocabulary 8,192, batch 64"
+PUBLISHED = (
+    "zoology itself cannot be installed here: its model and step in torch, eager; its own step was measured at 467 to"
+    " 692 ms on two cores, with what its code does besides"
+)
+STEPS = 1000
+"""Of each of the four rates."""
+
+THEIRS = 10
+"""Steps of theirs that are timed for a column; the others cost the same."""
+
+
+def recall() -> Iterator[Row]:
+    """The training step, and a column of four learning rates."""
+    if not peers.there():
+        return
+    for name, symbol in {"attention": "A", "hyena": "H"}.items():
+        ours = _recall_step(symbol)
+        times = paired({"ours": ours, "theirs": peers_sweeps.stepper(name)}, rounds=11, warm=2)
+        against = f"dense {name} in torch, eager, {threads()} threads"
+        yield faster(f"training step, {name}: {CELL}", against, *times.values(), bar=">= 10", note=PUBLISHED)
+        mine = _timed([sys.executable, "-m", "benchmarks.sweeps", symbol, str(STEPS)])
+        few, more = (
+            _timed([sys.executable, "-m", "benchmarks.peers_sweeps", name, str(n)]) for n in (THEIRS // 2, THEIRS)
+        )
+        a_step = (more - few) / (len(peers_sweeps.RATES) * (THEIRS - THEIRS // 2))
+        theirs = few + len(peers_sweeps.RATES) * (STEPS - THEIRS // 2) * a_step
+        clocks = {
+            n: dict.fromkeys(("wall", "cpu", "busiest"), 1e3 * s) for n, s in (("ours", mine), ("theirs", theirs))
+        }
+        note = (
+            f"theirs from columns of {THEIRS // 2} and {THEIRS} steps, start included; the clock's time stands for all"
+        )
+        work = f"4 rates of {STEPS} steps, with start and compilation from an empty cache, {name}: {CELL}"
+        yield Row(work, against, theirs / mine, "x as fast", ">= 10", **clocks, note=note)
+
+
+def _timed(command: list[str]) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        begun = time.perf_counter()
+        _run(command, HYBRID_CACHE=folder)
+        return time.perf_counter() - begun
+
+
+class Recall:
+    """The cell's data, as training asks for them."""
+
+    fingerprint = "recall"
+    token_bytes = np.zeros(peers_sweeps.VOCABULARY, np.int32)
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def batch(self, step: int, shard: tuple[int, int] = (0, 1)) -> dict[str, np.ndarray]:
+        return peers_sweeps.recall(self.seed, step)
+
+    def batches(self, start_step: int = 0) -> Any:
+        from experiments.data import Batches
+
+        return Batches(self, start_step, (0, 1), 2)  # type: ignore[arg-type]
+
+    def evaluation(self, split: str) -> list[dict[str, np.ndarray]]:
+        return [peers_sweeps.recall(1 + len(split), step) for step in range(2)]
+
+
+def recall_trial(symbol: str, rate: float = 1e-3, steps: int = STEPS) -> Any:
+    from experiments.config import trial_from
+
+    sizes = {"vocab_size": peers_sweeps.VOCABULARY, "d_model": peers_sweeps.WIDTH, "tie_embeddings": True}
+    kind = {"n_heads": 1, "positions": "learned", "max_length": peers_sweeps.LENGTH} if symbol == "A" else {}
+    return trial_from(
+        {
+            "model": {"pattern": symbol * peers_sweeps.LAYERS, "dropout": 0.1, **sizes, **kind},
+            "data": {"source": "stdlib", "seq_len": peers_sweeps.LENGTH, "batch_size": peers_sweeps.BATCH},
+            "optimizer": {"learning_rate": rate, "weight_decay": 0.1, "clip_norm": None},
+            "train": {"steps": steps, "log_every": 100},
+            "evaluate": {"every": steps},
+            "checkpoint": {"every": steps},
+            "tracking": {"mode": "off"},
+            "arm": symbol,
+        }
+    )
+
+
+def _recall_step(symbol: str) -> Callable[[], Any]:
+    import jax
+
+    from experiments.step import Program
+
+    trial = recall_trial(symbol)
+    program, at = Program(trial), iter(range(10**9))
+    values = program.values(trial)
+    state = program.init(values)
+
+    def step() -> Any:
+        nonlocal state
+        state, metrics = program.train_step(state, program.put(peers_sweeps.recall(0, next(at))), values)
+        return jax.block_until_ready(metrics)
+
+    return step
+
+
+def column(symbol: str, steps: int) -> Mapping[str, Any]:
+    """What the process of a column does: four runs, one after another, as a worker trains them."""
+    from experiments.environment import prepare
+
+    prepare()
+    from experiments.loop import train
+
+    programs: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for rate in peers_sweeps.RATES:
+            trial = recall_trial(symbol, rate, steps)
+            run = _run_folder(trial, Path(folder) / f"{rate}")
+            with run.claim():
+                train(trial, run, programs, data=Recall(0))  # type: ignore[arg-type]
+    return {"programs": len(programs)}
+
+
+FUNCTIONS = {"start": start, "loop": loop, "workers": workers, "recall": recall}
+
+if __name__ == "__main__":
+    print(json.dumps(column(sys.argv[1], int(sys.argv[2]))))
