@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 from hybrid.config import ModelConfig
 from hybrid.validation import ConfigError
@@ -12,6 +14,31 @@ SHORTEST = 16
 
 SMALLEST = 256
 """Tokens that a state has room for at least."""
+
+
+def check_request(
+    config: ModelConfig,
+    shape: tuple[int, ...],
+    steps: int,
+    *,
+    key: Any,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    ends: Sequence[int] = (),
+) -> tuple[int, int]:
+    """The `rooms` of `steps` tokens after tokens of this shape; ConfigError for anything that is out of range."""
+    if steps < 1:
+        raise ConfigError("steps", f"{steps} is not allowed; must be at least 1")
+    if len(shape) != 2 or shape[1] < 1:
+        raise ConfigError("tokens", f"shape {shape} is not allowed; must be (batch, at least 1)")
+    check_sampling(temperature, top_k, top_p)
+    if temperature > 0 and key is None:
+        raise ConfigError("key", "must be given when temperature is above 0")
+    for token in ends:
+        if not 0 <= token < config.vocab_size:
+            raise ConfigError("ends", f"{token} is not allowed; tokens are from 0 to {config.vocab_size - 1}")
+    return rooms(shape[1], steps, longest(config))
 
 
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
@@ -43,13 +70,13 @@ def rooms(length: int, steps: int, limit: int | None) -> tuple[int, int]:
         raise ConfigError(
             "steps", f"{steps} is not allowed; the model takes {limit} tokens and the prompt has {length}"
         )
-    size = max(SHORTEST, _power(length))
+    size = max(SHORTEST, power(length))
     if limit is not None and size + steps > limit:
         size = length
-    capacity = max(SMALLEST, _power(size + steps))
+    capacity = max(SMALLEST, power(size + steps))
     return size, capacity if limit is None else min(capacity, limit)
 
 
-def _power(n: int) -> int:
+def power(n: int) -> int:
     """The least power of two that is not below n."""
     return 1 << (n - 1).bit_length()

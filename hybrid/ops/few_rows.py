@@ -25,6 +25,11 @@ MOST = 8
 _LIMIT = {"cpu": FEW, "other": 0}
 
 
+def few(x: jax.Array) -> bool:
+    """Whether x (..., d) has so few rows that the forms here are the faster ones."""
+    return math.prod(x.shape[:-1]) <= by_platform(_LIMIT)
+
+
 def parts(rows: int, shape: tuple[int, ...], itemsize: int) -> int:
     """How many parts the rows of a weight of this shape are cut into; 1: the plain product is as good."""
     if rows > by_platform(_LIMIT):
@@ -49,3 +54,12 @@ def few_rows(x: jax.Array, weight: jax.Array) -> jax.Array:
         return sum((each[i] for i in range(1, count)), each[0])
 
     return jax.lax.concatenate([product(x[row : row + 1]) for row in range(rows)], 0)
+
+
+def few_rows_transposed(x: jax.Array, table: jax.Array) -> jax.Array:
+    """x (..., d) @ table.T for a table (n, d) of the same dtype, as in a head tied to the embedding.
+
+    The last axes are contracted as they lie: of `x @ table.T` XLA's CPU backend makes a transposed copy of
+    the table at every step of a loop.
+    """
+    return jax.lax.dot_general(x, table, (((x.ndim - 1,), (1,)), ((), ())))

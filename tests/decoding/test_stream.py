@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hybrid import ConfigError, ModelConfig, generate, init
-from hybrid.decoding import stream as streaming
+from hybrid.decoding import programs
 from hybrid.decoding.limits import rooms
 from hybrid.decoding.stream import stream
 
@@ -36,12 +36,12 @@ def test_a_key_gives_the_draws_of_generate(params):
 
 
 def test_prompts_of_many_lengths_share_two_programs(params):
-    streaming._read.clear_cache()
-    streaming._append.clear_cache()
+    programs.read.clear_cache()
+    programs.append.clear_cache()
     for length in (1, 2, 9, 16):
         next(iter(stream(CONFIG, params, np.ones((1, length), int), 5)))
         list(stream(CONFIG, params, np.ones((1, length), int), 7))
-    assert (streaming._read._cache_size(), streaming._append._cache_size()) == (1, 1)
+    assert (programs.read._cache_size(), programs.append._cache_size()) == (1, 1)
 
 
 def test_rooms():
