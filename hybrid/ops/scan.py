@@ -129,8 +129,16 @@ def _drive(x: jax.Array, dt: jax.Array, B: jax.Array, constant: bool) -> jax.Arr
 def _read(h: jax.Array, C: jax.Array, constant: bool) -> jax.Array:
     """C . h, over the states: (..., d_state, d_inner) -> (..., d_inner). A dot, not a reduction."""
     if constant:
-        return jnp.einsum("...nd,n->...d", h * C, jnp.ones(h.shape[-2], h.dtype))
+        return _over_states(h * C)
     return jnp.einsum("...nd,...n->...d", h, C)
+
+
+def _over_states(h: jax.Array) -> jax.Array:
+    """The sum over the states: (..., d_state, d_inner) -> (..., d_inner).
+
+    A dot, not a reduction, and with a vector for each row: one for all rows makes XLA turn h around first.
+    """
+    return jnp.einsum("...nd,...n->...d", h, jnp.ones(h.shape[:-1], h.dtype))
 
 
 def _associative(chunk: int, inputs: _Inputs, state: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -280,7 +288,7 @@ def _chunked_backward(chunk, saved, cotangents):
             dC = _gathered(dC, after, dy_t, t, fixed_C)
             g = g * _decay(p.dt, A, p.keep)
             q = g * before  # derivative of dt A
-            ddt = p.x * gB + jnp.einsum("bnd,n->bd", q * A, ones)  # a dot over n; "bnd,nd" would be a reduction
+            ddt = p.x * gB + _over_states(q * A)
             dA = dA + q * p.dt[:, None, :]
             return g, dA, (_put(dx, p.dt * gB, t), _put(ddts, ddt, t), dB, dC)
 
@@ -295,7 +303,6 @@ def _chunked_backward(chunk, saved, cotangents):
         for array in (inputs.x, inputs.dt, inputs.B, inputs.C)
     )
     states = jnp.zeros((chunk + 1, *g.shape), dtype)
-    ones = jnp.ones(A.shape[0], dtype)
     g, dA, (dx, ddt, dB, dC), _ = lax.fori_loop(0, chunks, one_chunk, (g, jnp.zeros_like(g), grads, states))
     keep = None if inputs.keep is None else jnp.zeros_like(inputs.keep)
     dB, dC = (total.sum(0) if fixed else total for total, fixed in ((dB, fixed_B), (dC, fixed_C)))
