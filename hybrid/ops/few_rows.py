@@ -11,7 +11,7 @@ import math
 
 import jax
 
-from hybrid.ops.forms import by_platform
+from hybrid.ops.forms import accumulator, by_platform
 
 FEW = 4
 """Rows up to which this form is the faster one: each row reads the weight for itself, after the first from a cache."""
@@ -62,4 +62,5 @@ def few_rows_transposed(x: jax.Array, table: jax.Array) -> jax.Array:
     The last axes are contracted as they lie: of `x @ table.T` XLA's CPU backend makes a transposed copy of
     the table at every step of a loop.
     """
-    return jax.lax.dot_general(x, table, (((x.ndim - 1,), (1,)), ((), ())))
+    axes = (((x.ndim - 1,), (1,)), ((), ()))
+    return jax.lax.dot_general(x, table, axes, preferred_element_type=accumulator(x, table)).astype(x.dtype)
