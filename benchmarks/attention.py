@@ -128,23 +128,23 @@ def decode() -> Iterator[Row]:
 
     from hybrid.ops.cached_attention import cached_attention, put
 
-    def step(q: Any, keys: Any, values: Any, filled: Any) -> Any:
-        slots = jnp.arange(keys.shape[3], dtype=jnp.int32)[None]
+    def step(q: Any, keys: Any, values: Any, filled: Any, positions: Any, valid: Any) -> Any:
         keys, values = put(keys, q[:, 0, :, :, None], filled, 3), put(values, q[:, 0, :, None], filled, 2)
         y = cached_attention(
-            q, keys, values, q_positions=filled[:, None], k_positions=slots, k_valid=slots <= filled[:, None],
-            used=filled[0] + 1,
-        )  # fmt: skip
+            q, keys, values, q_positions=filled[:, None], k_positions=positions, k_valid=valid, used=filled[0] + 1
+        )
         return y, keys, values
 
     def running(capacity: int, filled: int, times: int) -> tuple[Callable[[], object], Any]:
         q, at = jnp.ones((1, 1, HEADS, HEAD_DIM)), jnp.array([filled - 1], jnp.int32)
         caches = [jnp.ones((1, HEADS, HEAD_DIM, capacity)), jnp.ones((1, HEADS, capacity, HEAD_DIM))]
-        program = jax.jit(step, donate_argnums=(1, 2)).lower(q, *caches, at).compile()
+        slots = jnp.arange(capacity, dtype=jnp.int32)[None]
+        rest = (at, slots, slots < filled)
+        program = jax.jit(step, donate_argnums=(1, 2)).lower(q, *caches, *rest).compile()
 
         def run() -> None:
             for _ in range(times):
-                y, *caches[:] = program(q, *caches, at)
+                y, *caches[:] = program(q, *caches, *rest)
             jax.block_until_ready(y)
 
         return run, program

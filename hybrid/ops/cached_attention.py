@@ -29,7 +29,7 @@ from hybrid.validation import ConfigError
 
 CHUNK = 1 << 17
 """Products of queries and keys that are there at one time, in the read of one token: half a megabyte in float32. On two
-CPU cores, 1 head row and 4 key heads of 64: chunks of 256, 512 and 1024 slots took 1.8, 1.75 and 1.7 ms for 8000."""
+CPU cores, one row, 4 heads of 64: chunks of 256, 512 and 1024 slots took 1.8, 1.75 and 1.7 ms for 8000."""
 NARROWEST, WIDEST = 128, 1024
 """Slots of a chunk."""
 QUERIES = 256
@@ -85,7 +85,8 @@ def cached_attention(
     in some row (None: all); those behind are not read. bias: a function of positions (batch, new) and (batch, slots),
     as in hybrid/ops/attention.py.
 
-    Temporaries of `chunked` for one new token: less than 1 MiB up to 2048 query heads times batch times head_dim / 64.
+    Temporaries of `chunked` for one new token: about half a MiB in float32 up to batch n_heads head_dim = 1024, and in
+    proportion to it beyond.
     """
     batch, new, n_heads, head_dim = q.shape
     n_kv_heads, slots = keys.shape[1], keys.shape[3]
