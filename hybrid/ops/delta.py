@@ -130,23 +130,36 @@ def _sequential(chunk, q, k, v, log_decay, beta, new, state):
 
 
 def _chunked(chunk, q, k, v, log_decay, beta, new, state):
-    length = v.shape[1]
+    batch, length, key_heads, group, d_value = v.shape
     chunks = -(-length // chunk)
+    numbers = batch * key_heads * group * chunk * max(chunk, d_value, k.shape[-1])
+    groups = -(-chunks // max(1, _AT_ONCE // numbers))
+    chunks = -(-chunks // groups)  # of a group; of equal size, so that few are padding
 
-    def cut(array):  # (b t ...) -> (n b ... t); positions of zeros behind the last leave the memory as it was
-        widths = [(0, 0), (0, chunks * chunk - length)] + [(0, 0)] * (array.ndim - 2)
-        parts = jnp.pad(array, widths).reshape(array.shape[0], chunks, chunk, *array.shape[2:])
-        return jnp.moveaxis(parts.swapaxes(0, 1), 2, -1)
+    def cut(array):  # (b t ...) -> (groups n b ... t); positions of zeros behind the last leave the memory as it was
+        widths = [(0, 0), (0, groups * chunks * chunk - length)] + [(0, 0)] * (array.ndim - 2)
+        parts = jnp.pad(array, widths).reshape(batch, groups, chunks, chunk, *array.shape[2:])
+        return jnp.moveaxis(jnp.moveaxis(parts, 0, 2), 3, -1)
 
-    def rows(array):  # (b t ... d) -> (n b ... t d)
+    def rows(array):  # (b t ... d) -> (groups n b ... t d)
         return cut(array).swapaxes(-1, -2)
 
-    q, k, v, log_decay, beta = rows(q), rows(k), rows(v), cut(log_decay), cut(beta)
+    inputs = (rows(q), rows(k), rows(v), cut(log_decay), cut(beta), None if new is None else cut(new))
+    body = _chunks if groups == 1 else jax.checkpoint(_chunks)
+    state, out = lax.scan(body, state, inputs)  # (groups n b h g t v)
+    out = jnp.moveaxis(jnp.moveaxis(out, 2, 0), 5, 3)  # (b groups n t h g v)
+    return out.reshape(batch, -1, *out.shape[4:])[:, :length], state
+
+
+def _chunks(state, inputs):
+    """The chunks of a group: all at once, but for what reads and writes the memory. (memory, out (n b h g t v))"""
+    q, k, v, log_decay, beta, new = inputs
+    chunk = v.shape[-2]
     seen = jnp.tril(jnp.ones((chunk, chunk), v.dtype))  # (t s): position s acts on t
     entered = jnp.ones((), v.dtype)
     if new is not None:
         # Where a document begins is a mask, since minus infinity has no gradient.
-        document = jnp.cumsum(cut(new), axis=2)
+        document = jnp.cumsum(new, axis=2)
         seen = (seen * (document[..., :, None] == document[..., None, :]))[:, :, None, None]  # (n b 1 1 t s)
         entered = (document == 0)[:, :, None, None].astype(v.dtype)  # what enters the chunk is of that document still
     # Sums from the chunk's or the document's start on; a running sum would mix rounding errors of other documents in.
@@ -172,11 +185,12 @@ def _chunked(chunk, q, k, v, log_decay, beta, new, state):
         out = jnp.einsum("bhgtk,bhgkv->bhgtv", queries, state) + jnp.einsum("bhgts,bhgsv->bhgtv", scores, written)
         return state * kept[..., None, None] + jnp.einsum("bhgtk,bhgtv->bhgkv", keys, written), out
 
-    state, out = lax.scan(one_chunk, state, (new_values, reads, scores, queries, keys, since[..., -1]))
-    out = out.transpose(1, 0, 4, 2, 3, 5)  # (b n t h g v)
-    return out.reshape(out.shape[0], chunks * chunk, *out.shape[3:])[:, :length], state
+    return lax.scan(one_chunk, state, (new_values, reads, scores, queries, keys, since[..., -1]))
 
 
 _FORMS: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {"sequential": _sequential, "chunked": _chunked}
 FORMS = tuple(_FORMS)
 _CHUNK = {"cpu": 32, "other": 64}  # on a CPU 16 to 64 take about as long; the smaller ones less memory
+# Numbers that an input or a product of the chunks of a group may have, which bounds the temporaries of long rows: of
+# several groups each is calculated again in the backward pass (a third more time), which keeps what enters it.
+_AT_ONCE = 2**22
