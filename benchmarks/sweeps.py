@@ -119,7 +119,7 @@ def loop() -> Iterator[Row]:
         program, values = training.program, training.values
         batches = [program.put(training.data.batch(step)) for step in range(8)]
         state = program.init(values)
-        steps = 80
+        steps = 40
 
         def looped() -> None:
             until.step = training.step + steps
@@ -132,11 +132,11 @@ def loop() -> Iterator[Row]:
                 state, metrics = program.train_step(state, batches[step % 8], values)
             jax.block_until_ready(metrics)
 
-        times = paired({"bare": bare, "loop": looped}, rounds=7)
+        times = paired({"bare": bare, "loop": looped}, rounds=5)
         ratio = times["bare"].faster_than(times["loop"])
         percent = [100 * (1 / value - 1) for value in (ratio.median, ratio.high, ratio.low)]
         work = f"the loop over its steps alone, quick-start arm, rounds of {steps} steps"
-        clocks = {"ours": times["loop"].ms(), "theirs": times["bare"].ms()}
+        clocks: dict[str, Any] = {"ours": times["loop"].ms(), "theirs": times["bare"].ms()}
         yield Row(work, "the compiled step", percent[0], "% more", "<= 3", percent[1], percent[2], **clocks)
         speeds = [event for event in run.events() if event["event"] == "speed"]
         for name, what in (("data_wait_share", "waited for data"), ("overhead_share", "left the device waiting")):
@@ -179,7 +179,7 @@ def workers() -> Iterator[Row]:
             given = {"HYBRID_CACHE": f"{folder}/cache {count}", "NPROC": str(count)}
             _run([*command, f"--workers={count}", "--report=false", "--stage=tune"], **given)
             seconds[count] = time.perf_counter() - begun
-        clocks = {"ours": _clock(seconds[2]), "theirs": _clock(seconds[1])}
+        clocks: dict[str, Any] = {"ours": _clock(seconds[2]), "theirs": _clock(seconds[1])}
         work = "a study of 2 arms at 2 rates, 300 steps, empty cache: two workers of one thread"
         note = "one round; the clock's time alone"
         yield Row(work, "one worker of one thread", seconds[1] / seconds[2], "x as fast", ">= 1.7", **clocks, note=note)
@@ -227,14 +227,16 @@ def recall() -> Iterator[Row]:
         ours = _recall_step(symbol)
         times = paired({"ours": ours, "theirs": peers_sweeps.stepper(name)}, rounds=11, warm=2)
         against = f"dense {name} in torch, eager, {threads()} threads"
-        yield faster(f"training step, {name}: {CELL}", against, *times.values(), bar=">= 10", note=PUBLISHED)
+        yield faster(
+            f"training step, {name}: {CELL}", against, times["ours"], times["theirs"], bar=">= 10", note=PUBLISHED
+        )
         mine = _timed([sys.executable, "-m", "benchmarks.sweeps", symbol, str(STEPS)])
         few, more = (
             _timed([sys.executable, "-m", "benchmarks.peers_sweeps", name, str(n)]) for n in (THEIRS // 2, THEIRS)
         )
         a_step = (more - few) / (len(peers_sweeps.RATES) * (THEIRS - THEIRS // 2))
         theirs = few + len(peers_sweeps.RATES) * (STEPS - THEIRS // 2) * a_step
-        clocks = {
+        clocks: dict[str, Any] = {
             n: dict.fromkeys(("wall", "cpu", "busiest"), 1e3 * s) for n, s in (("ours", mine), ("theirs", theirs))
         }
         note = (
@@ -322,7 +324,7 @@ def column(symbol: str, steps: int) -> Mapping[str, Any]:
             trial = recall_trial(symbol, rate, steps)
             run = _run_folder(trial, Path(folder) / f"{rate}")
             with run.claim():
-                train(trial, run, programs, data=Recall(0))  # type: ignore[arg-type]
+                train(trial, run, programs, data=Recall(0))
     return {"programs": len(programs)}
 
 

@@ -66,7 +66,8 @@ def _alone(key: str) -> Iterator[None]:
 
     Without a cache nobody waits, nor do the processes of one training, which compile together.
     """
-    cache = jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir
+    config: Any = jax.config
+    cache = config.jax_enable_compilation_cache and config.jax_compilation_cache_dir
     if not cache or jax.process_count() > 1:
         yield
         return

@@ -82,7 +82,7 @@ def begun(
     watch: Watch | None = None,
     data: Source | None = None,
     kind: type[Training] | None = None,
-) -> Iterator[Training]:
+) -> Iterator[Any]:
     """A run from where it stands, its checkpoints open while the block runs. kind: instead of Training."""
     data = load(trial) if data is None else data
     record = run.record

@@ -150,8 +150,9 @@ class _Population:
                 if run.result is not None:
                     return self.ended(run, run.result["status"])
                 data = self.data(trial) if self.data else None
-                about = {"stop": self.stop, "data": data, "kind": Member}
-                member = stack.enter_context(begun(trial, run, self.programs, **about))
+                member: Member = stack.enter_context(
+                    begun(trial, run, self.programs, stop=self.stop, data=data, kind=Member)
+                )
                 member.recorder.open()
                 if member.is_over():
                     self.members[row] = member, stack.pop_all()

@@ -129,7 +129,7 @@ class Program:
         values = jax.tree.map(lambda leaf: _lying(leaf, whole), self._values)
         form = self._training((state, given, values))
         if form.key not in self._compiled and form.key not in self._ahead and jax.process_count() == 1:
-            wide = jax.config.jax_enable_x64  # of this thread
+            wide = jnp.result_type(float) == jnp.float64  # in this thread
             thread = ThreadPoolExecutor(1, thread_name_prefix="compiling")
 
             def compile_it() -> tuple[Any, Compilation]:
