@@ -46,8 +46,9 @@ def build(mixer: str) -> Any:
     """The model of torch."""
     t = torch()
     nn, functional = t.nn, t.nn.functional
+    Module: Any = nn.Module  # noqa: N806
 
-    class Attention(nn.Module):
+    class Attention(Module):
         """Dense, one head, dropout 0.1 on the weights."""
 
         def __init__(self) -> None:
@@ -61,7 +62,7 @@ def build(mixer: str) -> Any:
             weights = functional.dropout(scores.softmax(-1), 0.1, self.training)
             return self.out(t.einsum("bts,bsd->btd", weights, v))
 
-    class Hyena(nn.Module):
+    class Hyena(Module):
         """Order 2: a short convolution, an implicit filter by a sine network of width 64, an FFT twice the length."""
 
         def __init__(self) -> None:
@@ -91,7 +92,7 @@ def build(mixer: str) -> Any:
             y = t.fft.irfft(t.fft.rfft(v, n) * t.fft.rfft(self.filter(), n), n)[..., :LENGTH] + v * self.bias[:, None]
             return self.out((y * gate).transpose(1, 2))
 
-    class Model(nn.Module):
+    class Model(Module):
         def __init__(self) -> None:
             super().__init__()
             self.embedding = nn.Embedding(VOCABULARY, WIDTH)
