@@ -8,7 +8,7 @@ any slots. A query that sees no key gives zeros, and zero gradients. The forms c
 `plain`      all scores at once; grouped queries share their keys without repeating them. For short sequences.
 `chunked`    tiles of scores with a running softmax and a written derivative (Dao 2023, FlashAttention-2): memory linear
              in the length, and tiles in which nothing is visible are skipped (hybrid/ops/flash.py).
-`fused`      `jax.nn.dot_product_attention`: cuDNN on a GPU where it applies.
+`fused`      `jax.nn.dot_product_attention`: cuDNN on a GPU where it takes the arrays (`implementation`).
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def attention(
 
     Time is quadratic in the length, linear with a window in the forms `chunked` and `blocks`. `auto` takes one of these
     two for a causal window over a row of more than two windows. Otherwise `plain` for small score matrices, else
-    `fused` on a GPU where positions, segments, softcap and k_valid allow it, else `chunked`.
+    `fused` on a GPU where positions, segments, softcap and k_valid allow it and cuDNN takes the arrays or the scores
+    are few, else `chunked`.
     """
     call = _checked(
         q, k, v, q_positions, k_positions, q_segments, k_segments, k_valid, causal, window, scale, softcap, bias
