@@ -46,7 +46,7 @@ def build(mixer: str) -> Any:
     """The model of torch."""
     t = torch()
     nn, functional = t.nn, t.nn.functional
-    Module: Any = nn.Module  # noqa: N806
+    Module: Any = nn.Module
 
     class Attention(Module):
         """Dense, one head, dropout 0.1 on the weights."""
