@@ -246,14 +246,14 @@ def largest_batch() -> Iterator[Row]:
 
 def limits() -> Iterator[Row]:
     """One token of Mamba against the time in which its weights are read; temporaries of the hybrid's step."""
-    from benchmarks.machine import bandwidth, read_bandwidth
+    from benchmarks.machine import read_bandwidth
     from hybrid.accounting import parameters
 
     model = matched(PATTERNS["mamba"])
     decoder = Decoder(model, 1, 131072)
     work = {f"{context}": decoder.at(context, 64) for context in (64, 131072 - 64)}
     times = {name: per_token(each, 64) for name, each in paired(work, 9).items()}
-    seconds = 4 * parameters(model).total / max(bandwidth(), read_bandwidth())
+    seconds = 4 * parameters(model).total / read_bandwidth()
     note = (
         "what is left over the reads of weights are some 300 small operations a token, a microsecond each; "
         "weights of 26 MB stay in a large third-level cache in part"
