@@ -92,8 +92,9 @@ class ModelConfig(Checked):
     """`depth` divides the initial output projections by sqrt(sublayers), as GPT-2 does."""
     compute_dtype: Dtype = "float32"
     param_dtype: Dtype = "float32"
-    remat: Literal["none", "sublayer", "unit"] = "none"
-    """What the backward pass computes again instead of keeping."""
+    remat: Literal["none", "sublayer", "unit", "chunk"] = "none"
+    """What the backward pass computes again instead of keeping. `chunk`, for very long sequences, is `sublayer` with
+    the sublayers that allow it cut along the length (hybrid/chunks.py)."""
     scan_layers: Literal["auto", True, False] = "auto"
     """Compile repeated units once, under lax.scan; `auto` chooses by platform and depth."""
     groups: tuple[tuple[str, Any], ...] = ()

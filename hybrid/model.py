@@ -7,13 +7,15 @@ both give the same numbers, and dropout is folded with the global layer index so
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from hybrid.chunks import extended, overlapped, way, window
 from hybrid.config import ModelConfig
 from hybrid.layout import arrange, layers_of, per_layer, scans, stack_segments
 from hybrid.lazy import struct
@@ -243,15 +245,27 @@ def _residual(
     """x + f(norm(x)) of one sublayer, with the norm where the config has it. layer: its index, may be traced."""
     kind, view = config.sublayer(symbol)
 
-    def run(params: Params, x: Any, context: Context) -> tuple[Any, Aux]:
+    def around(params: Params, x: Any, context: Context, mix: Callable[[Any, Context], tuple]) -> tuple:
         if context.dropout_key is not None:
             context = dataclasses.replace(context, dropout_key=jax.random.fold_in(context.dropout_key, layer))
-        y, aux = kind.apply(view, params["sublayer"], _before(config, params, x), context)
+        y, *more = mix(_before(config, params, x), context)
         if context.dropout_key is not None:
             y = _drop(config, y, context.dropout_key, context.dropout_rate)
-        return _after(config, params, x, y), aux
+        return _after(config, params, x, y), *more
 
-    if config.remat == "sublayer" or (config.remat == "unit" and not scans(config)):
+    def run(params: Params, x: Any, context: Context) -> tuple[Any, Aux]:
+        return around(params, x, context, lambda x, context: kind.apply(view, params["sublayer"], x, context))
+
+    cut = way(kind, view, params["sublayer"], x, context) if config.remat == "chunk" else "no"
+    if cut == "state":
+
+        def piece(x: Any, state: Any, context: Context) -> tuple:
+            return around(params, x, context, lambda x, c: kind.extend(view, params["sublayer"], x, state, c))
+
+        return extended(piece, kind.state(view, *x.shape[:2]), x, context)
+    if cut == "halo":
+        return overlapped(functools.partial(run, params), x, context, window(kind, view) - 1)
+    if config.remat in ("sublayer", "chunk") or (config.remat == "unit" and not scans(config)):
         run = jax.checkpoint(run)
     return run(params, x, context)
 
