@@ -26,7 +26,6 @@ install_import_hook(CHECKED, "beartype.beartype")
 
 import pytest  # noqa: E402
 
-
 MAPS = 25_000
 """Regions of memory that a process may have mapped before its compiled programs are let go: each takes some ten, and
 Linux ends a process that wants more than 65,530 (vm.max_map_count)."""

@@ -23,7 +23,7 @@ import hybrid
 
 WHY = "fresh random weights are compared with torch and transformers: pip install -e .[parity]"
 torch = pytest.importorskip("torch", reason=WHY)
-pytest.importorskip("transformers", reason=WHY)
+transformers = pytest.importorskip("transformers", reason=WHY)
 
 TOLERANCE = 2e-4
 """Of the largest logit; float32 on both sides."""

@@ -95,10 +95,9 @@ def test_minilm_gives_the_hidden_states_of_transformers():
     folder = weights("minilm")
     from tokenizers import Tokenizer
 
-    from tests.interop import parity  # first of all: skips, saying so, without torch and transformers
+    from tests.interop import parity  # skips, saying so, without torch and transformers
 
-    from transformers import BertModel
-
+    bert = parity.transformers.BertModel
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.enable_padding(pad_id=0, pad_token="[PAD]")
@@ -112,7 +111,7 @@ def test_minilm_gives_the_hidden_states_of_transformers():
     forward = jax.jit(lambda params, tokens, padding: hybrid.forward(config, params, tokens, padding=padding)[0])
     ours = forward(params, tokens, padding)
     with parity.quiet():
-        model = BertModel.from_pretrained(folder, add_pooling_layer=False).float().eval()
+        model = bert.from_pretrained(folder, add_pooling_layer=False).float().eval()
     wanted = parity.theirs(model, tokens, padding)
     found = parity.difference(ours, wanted, padding)
     print(f"MiniLM: max |difference| / max |hidden| = {found:.1e}")
