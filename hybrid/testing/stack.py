@@ -141,7 +141,8 @@ def check_sequence(subject: Subject) -> None:
 
     config = dataclasses.replace(subject.stack(1), d_model=16, n_heads=4)
     group = getattr(config, subject.kind.group, None)
-    if getattr(group, "window", 0) > SEQUENCE // 4:
+    has_window = group is not None and "window" in (field.name for field in dataclasses.fields(group))
+    if has_window and group.window > SEQUENCE // 4:
         config = dataclasses.replace(config, **{subject.kind.group: dataclasses.replace(group, window=SEQUENCE // 4)})
     batch = {"tokens": subject.tokens(batch=2, length=SEQUENCE)}
     if subject.traits.packing == "exact":
