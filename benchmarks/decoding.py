@@ -254,13 +254,10 @@ def limits() -> Iterator[Row]:
     work = {f"{context}": decoder.at(context, 64) for context in (64, 131072 - 64)}
     times = {name: per_token(each, 64) for name, each in paired(work, 9).items()}
     seconds = 4 * parameters(model).total / read_bandwidth()
-    note = (
-        "what is left over the reads of weights are some 300 small operations a token, a microsecond each; "
-        "weights of 26 MB stay in a large third-level cache in part"
-    )
+    note = "the state is marked as read up to the context; what it holds is not a prompt's"
     for context, each in times.items():
-        work = f"decode, mamba, {parameters(model).total / 1e6:.1f} M parameters, batch 1, context {context}"
-        yield of_limit(work, "weights over measured bandwidth", each, seconds, bar="<= 1.5", note=note)
+        words = f"decode, mamba, {parameters(model).total / 1e6:.1f} M parameters, batch 1, context {context}"
+        yield of_limit(words, "weights over measured bandwidth", each, seconds, bar="<= 1.5", note=note)
     hybrid = Decoder(config(PATTERNS["hybrid 1:7"]), 1, 8192)
     yield Row("decode, hybrid 1:7, temporaries at capacity 8192", "", temporaries(hybrid.program), "MiB", "<= 1")
 

@@ -57,7 +57,7 @@ def _long(t, u, kernel, skip):
 
 
 def _model(t, length: int):
-    nn = t.nn
+    from torch import nn
 
     class Sin(nn.Module):
         def __init__(self, frequency):

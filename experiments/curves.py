@@ -95,7 +95,7 @@ def curve(
         if isinstance(trial, str):
             yield Point(arm, "", work, length, batch, 0, stopped=trial)
             return
-        at = {
+        at: dict[str, Any] = {
             "arm": arm, "pattern": trial.model.pattern, "work": work, "length": length, "batch": batch,
             "parameters": parameters(trial.model).total,
         }  # fmt: skip

@@ -258,9 +258,11 @@ def _residual(
 
     cut = way(kind, view, params["sublayer"], x, context) if config.remat == "chunk" else "no"
     if cut == "state":
+        assert kind.extend is not None and kind.state is not None
+        extend_kind = kind.extend
 
         def piece(x: Any, state: Any, context: Context) -> tuple:
-            return around(params, x, context, lambda x, c: kind.extend(view, params["sublayer"], x, state, c))
+            return around(params, x, context, lambda x, c: extend_kind(view, params["sublayer"], x, state, c))
 
         return extended(piece, kind.state(view, *x.shape[:2]), x, context)
     if cut == "halo":

@@ -129,14 +129,18 @@ def per_device(
         mesh = active_mesh()
         if mesh is None:
             return function(*arrays)
-        named = [(array.shape, names) for array, names in zip(arrays, axes, strict=True) if _is_array(array, names)]
+        named = [
+            (array.shape, names)
+            for array, names in zip(arrays, axes, strict=True)
+            if array is not None and names is not None
+        ]
         cuts = _cuts(mesh, named)
 
         def lying(names: Axes) -> PartitionSpec:
             return PartitionSpec(*(cuts.get(name or "") for name in names))
 
         inputs = tuple(
-            lying(names) if _is_array(array, names) else PartitionSpec()
+            PartitionSpec() if array is None or names is None else lying(names)
             for array, names in zip(arrays, axes, strict=True)
         )
         outputs = tuple(map(lying, out_axes)) if isinstance(out_axes, list) else lying(out_axes)
@@ -144,10 +148,6 @@ def per_device(
         return shared(*arrays)
 
     return run
-
-
-def _is_array(array: Any, names: Axes | None) -> bool:
-    return array is not None and names is not None
 
 
 def _cuts(mesh: AbstractMesh, arrays: Sequence[tuple[tuple[int, ...], Axes]]) -> dict[str, tuple[str, ...]]:

@@ -167,7 +167,7 @@ def _beside(per_channel: jax.Array, channel_axis: int) -> jax.Array:
     return jnp.expand_dims(per_channel, 1 - channel_axis)
 
 
-def _spectra(v: jax.Array, before: jax.Array | None, kernel: jax.Array, channel_axis: int) -> tuple:
+def _spectra(v: Any, before: Any, kernel: Any, channel_axis: int) -> tuple[Any, Any, Any]:
     """u, and the transforms of u and of the kernel (which has one for the whole batch)."""
     n = _size(v, kernel)
     u = v if before is None else v * before
@@ -181,8 +181,8 @@ def _convolved(u: jax.Array, spectrum: jax.Array, of_kernel: jax.Array, n: int, 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _gated(v: Any, before: Any, after: Any, kernel: Any, skip: Any, channel_axis: int, saved: str) -> Any:
-    u, *spectra = _spectra(v, before, kernel, channel_axis)
-    c = _convolved(u, *spectra, _size(v, kernel), skip, channel_axis)
+    u, of_u, of_kernel = _spectra(v, before, kernel, channel_axis)
+    c = _convolved(u, of_u, of_kernel, _size(v, kernel), skip, channel_axis)
     return c if after is None else c * after
 
 
@@ -190,9 +190,9 @@ def _gated_forward(v, before, after, kernel, skip, channel_axis, saved):
     inputs = (v, before, after, kernel, skip)
     if not _KEPT[saved]:
         return _gated(*inputs, channel_axis, saved), (inputs, None)
-    u, *spectra = _spectra(v, before, kernel, channel_axis)
-    c = _convolved(u, *spectra, _size(v, kernel), skip, channel_axis)
-    return (c, (inputs, (*spectra, None))) if after is None else (c * after, (inputs, (*spectra, c)))
+    u, of_u, of_kernel = _spectra(v, before, kernel, channel_axis)
+    c = _convolved(u, of_u, of_kernel, _size(v, kernel), skip, channel_axis)
+    return (c, (inputs, (of_u, of_kernel, None))) if after is None else (c * after, (inputs, (of_u, of_kernel, c)))
 
 
 def _gated_backward(channel_axis, saved, residuals, dy):
@@ -202,11 +202,10 @@ def _gated_backward(channel_axis, saved, residuals, dy):
     n, batch_axis = _size(v, kernel), 1 - channel_axis
     u = v if before is None else v * before
     if kept is None:
-        _, *spectra = _spectra(v, before, kernel, channel_axis)
-        c = None if after is None else _convolved(u, *spectra, n, skip, channel_axis)
+        _, of_u, of_kernel = _spectra(v, before, kernel, channel_axis)
+        c = None if after is None else _convolved(u, of_u, of_kernel, n, skip, channel_axis)
     else:
-        *spectra, c = kept
-    of_u, of_kernel = spectra
+        of_u, of_kernel, c = kept
     dc = dy if after is None else dy * after
     of_dc = jnp.fft.rfft(dc, n)
     du = jnp.fft.irfft(of_dc * of_kernel.conj(), n)[..., : u.shape[-1]]

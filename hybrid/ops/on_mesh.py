@@ -87,8 +87,8 @@ def gated_delta_rule(
     """hybrid.ops.delta.gated_delta_rule. What enters a shard goes through it by a matrix, which is the memory that the
     shard makes of the identity while nothing is written."""
 
-    def run(ids: Any, *inputs: Any, **given: Any) -> Any:
-        return delta.gated_delta_rule(*inputs, segment_ids=ids, **given, **form)
+    def run(ids: Any, q: Any, k: Any, v: Any, log_decay: Any, beta: Any, **given: Any) -> Any:
+        return delta.gated_delta_rule(q, k, v, log_decay, beta, segment_ids=ids, **given, **form)
 
     if active_mesh() is None or initial_state is not None:
         return run(segment_ids, q, k, v, log_decay, beta, initial_state=initial_state)
@@ -206,7 +206,9 @@ def attention(
 ) -> jax.Array:  # fmt: skip
     """hybrid.ops.attention.attention of rows whose positions are 0, 1, 2, ... segment_ids: of queries and keys. bias: a
     function of positions, or None; if it reads arrays, a jax.tree_util.Partial of them."""
-    call = functools.partial(whole_attention.attention, causal=causal, window=window, **options)
+    call: Callable[..., jax.Array] = functools.partial(
+        whole_attention.attention, causal=causal, window=window, **options
+    )
     if active_mesh() is None:
         return call(q, k, v, q_segments=segment_ids, k_segments=segment_ids, k_valid=k_valid, bias=bias, form=form)
     heads, length = q.shape[2], q.shape[1]
