@@ -1,10 +1,8 @@
 """Can one small machine train on a million bases at once, and what does each mixer take for it?
 
 Command:  python scripts/fetch_data.py dna
-          MALLOC_TOP_PAD_=0 python -m experiments.sweep --config=configs/million.py --workdir=runs/million
-          with --workers=1 behind it: two runs side by side do not fit into 24 GiB. A variable of malloc makes the
-          command leave malloc alone; without one the process grew to 22 GiB in its second step, since what the first
-          step had freed was cut up.
+          python -m experiments.sweep --config=configs/million.py --workdir=runs/million
+          with --workers=1 behind it: two runs side by side do not fit into 24 GiB
 Time:     not measured on a free machine yet
 Finding:  not run to its end yet. The first step of Hyena, of 1,048,576 bases, has a loss of 2.492 nats and took the
           process to 12.0 GiB

@@ -40,8 +40,10 @@ FLAGS = (
 COMPILE_SECONDS = 0.0
 """Programs that took longer to compile are kept on disk: all, so that no worker compiles what another has."""
 
-MALLOC = ((-8, 1), (-4, 0), (-1, 2**31 - 1))
-"""(option, value) of glibc's mallopt: M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD."""
+MALLOC = ((-8, 1), (-3, 2**25), (-1, 2**31 - 1))
+"""(option, value) of glibc's mallopt: M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD. 32 MiB is the most that the
+threshold may be. Larger arrays are mapped and given back: kept too, they would be cut up by small ones, and a training
+of a million tokens would take twice its memory in the second step."""
 
 _done: list[int] = []
 

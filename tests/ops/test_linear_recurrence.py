@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +12,7 @@ from hypothesis import strategies as st
 from hybrid.ops.forms import noted
 from hybrid.ops.linear_recurrence import FORMS, linear_recurrence, linear_recurrence_reference
 from hybrid.validation import ConfigError
+from tests.ops.recurrences import close, segments, value_and_gradient
 
 
 def inputs(length, batch=2, channels=3, seed=0, dtype=None):
@@ -24,27 +23,6 @@ def inputs(length, batch=2, channels=3, seed=0, dtype=None):
         "initial_state": g.normal(size=(batch, channels)),
     }
     return {name: jnp.asarray(array, dtype) for name, array in arrays.items()}
-
-
-def segments(length, batch=2, seed=0):
-    """Random documents, some of one token, with ids that come back."""
-    g = np.random.default_rng(seed)
-    return jnp.asarray(np.cumsum(g.random((batch, length)) < 0.3, axis=1) % 3)
-
-
-# Compiling is nearly all the time that these tests take.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
-
-@partial(jax.jit, compiler_options=QUICKLY, static_argnames=("function", "form", "chunk", "cut"))
-def value_and_gradient(function, arrays, **options):
-    """States, last state and gradients to all inputs, of a loss that sees both."""
-    out, pull = jax.vjp(lambda arrays: function(**arrays, **options), arrays)
-    return out, pull(jax.tree.map(jnp.cos, out))[0]
-
-
-def close(a, b):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), a, b)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +12,7 @@ from hypothesis import strategies as st
 from hybrid.ops.forms import noted
 from hybrid.ops.scan import FORMS, selective_scan, selective_scan_reference
 from hybrid.validation import ConfigError
+from tests.ops.recurrences import close, segments, value_and_gradient
 
 NAMES = ("x", "dt", "A", "B", "C", "D", "initial_state")
 
@@ -25,23 +24,6 @@ def inputs(length, batch=2, d_inner=3, d_state=4, seed=0, dtype=None):
     A, D = -np.exp(g.normal(size=(d_inner, d_state))), g.normal(size=d_inner)
     state = g.normal(size=(batch, d_inner, d_state))
     return {n: jnp.asarray(a, dtype) for n, a in zip(NAMES, (x, dt, A, B, C, D, state), strict=True)}
-
-
-def segments(length, batch=2, seed=0):
-    """Random documents, some of one token, with ids that come back."""
-    g = np.random.default_rng(seed)
-    return jnp.asarray(np.cumsum(g.random((batch, length)) < 0.3, axis=1) % 3)
-
-
-@partial(jax.jit, static_argnames=("function", "form", "chunk", "cut"))
-def value_and_gradient(function, arrays, **options):
-    """Outputs, last state and gradients to all inputs, of a loss that sees outputs and last state."""
-    out, pull = jax.vjp(lambda arrays: function(**arrays, **options), arrays)
-    return out, pull(jax.tree.map(jnp.cos, out))[0]
-
-
-def close(a, b, atol=1e-11):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=atol), a, b)
 
 
 @pytest.mark.parametrize("form", FORMS)

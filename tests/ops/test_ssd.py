@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +14,7 @@ from hybrid.ops.scan import selective_scan
 from hybrid.ops.ssd import FORMS, ssd, ssd_reference, tiles_of
 from hybrid.ops.ssd_chunks import Inputs, Tiles, chunked
 from hybrid.validation import ConfigError
+from tests.ops.recurrences import close, segments, value_and_gradient
 
 NAMES = ("x", "dt", "A", "B", "C", "D", "initial_state")
 OVER_TIME = ("x", "dt", "B", "C")
@@ -29,27 +28,6 @@ def inputs(length, batch=2, heads=4, head_dim=3, groups=2, d_state=5, seed=0, dt
     B, C = g.normal(size=(2, batch, length, groups, d_state))
     state = g.normal(size=(batch, heads, head_dim, d_state))
     return {n: jnp.asarray(a, dtype) for n, a in zip(NAMES, (x, dt, A, B, C, D, state), strict=True)}
-
-
-def segments(length, batch=2, seed=0):
-    """Random documents, some of one token, with ids that come back."""
-    g = np.random.default_rng(seed)
-    return jnp.asarray(np.cumsum(g.random((batch, length)) < 0.3, axis=1) % 3)
-
-
-# Compiling is nearly all the time that these tests take.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
-
-@partial(jax.jit, compiler_options=QUICKLY, static_argnames=("function", "form", "chunk", "cut"))
-def value_and_gradient(function, arrays, **options):
-    """Outputs, last state and gradients to all inputs, of a loss that sees outputs and last state."""
-    out, pull = jax.vjp(lambda arrays: function(**arrays, **options), arrays)
-    return out, pull(jax.tree.map(jnp.cos, out))[0]
-
-
-def close(a, b, atol=1e-11):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=atol), a, b)
 
 
 @pytest.mark.parametrize("form", FORMS)
