@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from hybrid.config import ModelConfig
 from hybrid.losses import token_losses
 from hybrid.model import forward
 from hybrid.params import abstract, init
+from hybrid.testing.subject import compiled
 
 FIELDS = {"vocab_size": 13, "d_model": 16, "n_heads": 2, "scan_layers": False}
 
@@ -32,15 +34,16 @@ def test_a_model_in_pieces_has_the_loss_and_gradient_of_the_whole(pattern, x64, 
     config = ModelConfig(
         pattern=pattern, **FIELDS, param_dtype="float64", compute_dtype="float64", sliding_window={"window": 3}
     )
-    params = init(config, jax.random.key(0))
+    params = compiled(partial(init, config))(jax.random.key(0))
     tokens = jax.random.randint(jax.random.key(1), (2, 11), 0, 13)
-    wanted = jax.value_and_grad(mean_loss(config, tokens))(params)
+    wanted = compiled(jax.value_and_grad(mean_loss(config, tokens)))(params)
     monkeypatch.setattr(chunks, "ROWS", 4)
     cut = []
     for name in ("extended", "overlapped"):
         function = getattr(chunks, name)
         monkeypatch.setattr(f"hybrid.model.{name}", lambda *given, f=function, n=name: cut.append(n) or f(*given))
-    again = jax.value_and_grad(mean_loss(dataclasses.replace(config, remat="chunk"), tokens))(params)
+    in_pieces = mean_loss(dataclasses.replace(config, remat="chunk"), tokens)
+    again = compiled(jax.value_and_grad(in_pieces))(params)
     assert cut.count("extended") == sum(symbol in "MDGL-" for symbol in pattern)
     assert cut.count("overlapped") == pattern.count("S")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10), again, wanted)
