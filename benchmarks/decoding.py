@@ -275,7 +275,7 @@ def against_transformers() -> Iterator[Row]:
 
     cases = {
         "hybrid 1:7": (config(PATTERNS["hybrid 1:7"], positions="none", mamba=JAMBA), "jamba"),
-        "mamba": (config("M" * 15, positions="none"), "mamba"),
+        "mamba": (config("M" * 15, d_ff=1024, positions="none"), "mamba"),  # no MLP: its d_ff is the family's word
         "attention": (config(PATTERNS["attention"]), "llama"),
     }
     bars = {"hybrid 1:7": ">= 3"}
