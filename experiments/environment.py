@@ -40,12 +40,16 @@ FLAGS = (
 COMPILE_SECONDS = 0.0
 """Programs that took longer to compile are kept on disk: all, so that no worker compiles what another has."""
 
-MALLOC = ((-8, 1), (-3, 2**25), (-1, 2**31 - 1))
-"""(option, value) of glibc's mallopt: M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD. 32 MiB is the most that the
-threshold may be. Larger arrays are mapped and given back: kept too, they would be cut up by small ones, and a training
-of a million tokens would take twice its memory in the second step."""
+MALLOC = ((-8, 1), (-4, 0), (-1, 2**31 - 1))
+"""(option, value) of glibc's mallopt: M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD."""
+
+LARGE = 2**31
+"""Bytes of temporaries from which on a program's memory is given back after each step (`give_back`)."""
+MAPPED = ((-4, 65536), (-3, 2**25))
+"""M_MMAP_MAX and M_MMAP_THRESHOLD, the most that it may be."""
 
 _done: list[int] = []
+_kept_memory: list[int] = []
 
 
 def prepare(*, devices: int | None = None, threads: int | None = None) -> None:
@@ -114,8 +118,20 @@ def _keep_memory() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
+        _kept_memory.append(os.getpid())
         for option, value in MALLOC:
             mallopt(option, value)
+
+
+def give_back() -> None:
+    """From now on arrays above 32 MiB go back to the kernel when they are freed, against what `prepare` asked for.
+
+    For programs of gigabytes: what such a one frees is cut up by small arrays, and its next step would find no room in
+    it and take as much again.
+    """
+    if _kept_memory:
+        for option, value in MAPPED:
+            ctypes.CDLL(None).mallopt(option, value)
 
 
 def _flags(given: str, devices: int | None) -> list[str]:

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments import hosts
+from experiments import environment, hosts
 from experiments.compiling import Compilation, compiled
 from experiments.config import Trial, group_id
 from experiments.optimizer import Values, adamw, global_norm, learning_rate, precise, values_of
@@ -223,6 +223,9 @@ class Program:
             begun = time.perf_counter()
             ahead = self._ahead.pop(form.key, None)
             self._compiled[form.key], made = ahead.result() if ahead else self._compile(form)
+            memory = self._compiled[form.key].memory_analysis()
+            if memory is not None and memory.temp_size_in_bytes > environment.LARGE:
+                environment.give_back()
             self.made.append(made)
             self.seconds += time.perf_counter() - begun
         return self._compiled[form.key]

@@ -112,6 +112,8 @@ def test_freed_memory_is_kept_and_not_mapped_again_at_each_step():
     assert kept < mapped / 10
     tuned = int(python(PAGES.format(prepare=prepare), MALLOC_ARENA_MAX="4"))
     assert tuned > mapped / 2
+    large = prepare + "; from experiments.environment import give_back; give_back()"
+    assert int(python(PAGES.format(prepare=large))) > mapped / 2
 
 
 def test_several_workers_on_an_accelerator_take_memory_as_they_need_it(monkeypatch):
