@@ -26,7 +26,10 @@ ENVIRONMENT: dict[str, str] = {"NPROC": "2"}
 HYBRID = "M-M-M-M-A-M-M-M-"
 MODEL = "hybrid 1:7, d_model 256, 8 layers with SwiGLU 512, 6.6 M parameters, AdamW"
 
-PLAIN: dict[str, Any] = {"mamba": {"inner_norm": True, "scan": "associative"}, "attention": {"form": "fused"}}
+PLAIN: dict[str, Any] = {
+    "mamba": {"inner_norm": True, "inner_norm_eps": 1e-5, "scan": "associative"},
+    "attention": {"form": "fused"},
+}
 """The operators as jax has them: one associative scan over the whole row, jax.nn.dot_product_attention."""
 
 
@@ -37,7 +40,7 @@ def trial(batch: int, length: int, devices: int = 1, **model: Any) -> Any:
         {
             "model": {
                 "pattern": HYBRID, "vocab_size": 256, "d_model": 256, "d_ff": 512, "n_heads": 4, "positions": "none",
-                "tie_embeddings": True, "mamba": {"inner_norm": True}, **model,
+                "tie_embeddings": True, "mamba": {"inner_norm": True, "inner_norm_eps": 1e-5}, **model,
             },
             "data": {"source": "stdlib", "seq_len": length, "batch_size": batch},
             "optimizer": {"learning_rate": 1e-3},
@@ -142,7 +145,7 @@ def plain(batch: int, length: int) -> Stepper:
         return selective_scan(*arrays, **{**options, "chunk": length})
 
     stepper = Stepper(trial(batch, length, **PLAIN))
-    with mock.patch("hybrid.sublayers.mamba.selective_scan", whole):
+    with mock.patch("hybrid.ops.on_mesh.selective_scan", whole):
         stepper()
     return stepper
 

@@ -3,9 +3,9 @@
 Command:  python scripts/fetch_data.py dna
           python -m experiments.sweep --config=configs/million.py --workdir=runs/million
           with --workers=1 behind it: two runs side by side do not fit into 24 GiB
-Time:     not measured on a free machine yet
-Finding:  not run to its end yet. The first step of Hyena, of 1,048,576 bases, has a loss of 2.492 nats and took the
-          process to 12.0 GiB
+Time:     90 to 104 s a step of Hyena on two free cores (three steps were run); the other arms are not run yet
+Finding:  not run to its end yet. Three steps of Hyena on 1,048,576 bases each: loss 2.492, 2.641, 2.246 nats, 2.025 on
+          the species held out; the process never took more than 11.4 GiB
 """
 
 import ml_collections
