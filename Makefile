@@ -11,7 +11,7 @@ help:
 	@echo "make test       lint, types, tests, the code of the docs, the notebooks"
 	@echo "make install    the virtual environment alone, from requirements.lock"
 	@echo "make notebooks  execute the notebooks and keep their outputs"
-	@echo "make benchmark  speed and memory against peers and limits (twenty minutes; see docs/performance.md)"
+	@echo "make benchmark  speed and memory against peers and limits (see docs/performance.md)"
 
 install: $(VENV)/.installed
 

@@ -1,6 +1,6 @@
 """Measures all suites, each in a process of its own, and keeps the figures.
 
-    python -m benchmarks                       all suites, about twenty minutes on two cores
+    python -m benchmarks                       all suites
     python -m benchmarks scans decoding        some of them
     python -m benchmarks scans --only scan  the rows of one function of a suite
     python -m benchmarks --page                the page alone, from what was kept

@@ -39,22 +39,19 @@ def token_losses(
     """(-log p(label) in nats, which are scored), zero where not.
 
     label_positions: where the labels stand; logits are then made at these positions alone. Without it K = L.
-    form: of this module; `auto` takes `chunked` above PLAIN_UP_TO logits.
+    form: of this module; `auto` takes `chunked` above PLAIN_UP_TO logits a device.
     """
     if label_positions is not None:
         hidden = jnp.take_along_axis(hidden, label_positions[..., None], axis=1)
     # What the head reads alone: the derivative adds up over the chunks, and has a place for each array given here.
     used = {name: params[name] for name in ("embedding", "head") if name in params}
     mesh = active_mesh()
-    nats = _of(config, used, hidden, labels, form) if mesh is None else _on_mesh(config, used, hidden, labels, form)
+    if form == "auto":
+        devices = 1 if mesh is None else mesh.size
+        form = "plain" if labels.size * config.vocab_size <= PLAIN_UP_TO * devices else "chunked"
+    nats = lookup(_FORMS, form)(config, used, hidden, labels)
     scored = labels != IGNORED
     return jnp.where(scored, nats, 0.0), scored
-
-
-def _of(config: ModelConfig, params: Mapping[str, Any], hidden: Any, labels: Any, form: str) -> Any:
-    if form == "auto":
-        form = "plain" if labels.size * _columns(config, params) <= PLAIN_UP_TO else "chunked"
-    return lookup(_FORMS, form)(config, params, hidden, labels)
 
 
 def _columns(config: ModelConfig, params: Mapping[str, Any]) -> int:
@@ -62,9 +59,9 @@ def _columns(config: ModelConfig, params: Mapping[str, Any]) -> int:
     return params["embedding"]["tokens"].shape[0] if config.tie_embeddings else params["head"]["kernel"].shape[1]
 
 
-def _on_mesh(config: ModelConfig, params: Mapping[str, Any], hidden: Any, labels: Any, form: str) -> Any:
+def _on_mesh(config: ModelConfig, params: Mapping[str, Any], hidden: Any, labels: Any) -> Any:
     """Each device its own rows and its own part of the vocabulary: the head is brought together once and not in every
-    chunk, and its gradient is added up over the devices after the last."""
+    chunk, and its gradient is added up over the devices after the last (beside that of a tied embedding's lookup)."""
     table, kernel = params["embedding"]["tokens"], params.get("head", {}).get("kernel")
     rest = {name: value for name, value in params.get("head", {}).items() if name not in ("kernel", "bias")}
     bias = params.get("head", {}).get("bias")
@@ -72,7 +69,7 @@ def _on_mesh(config: ModelConfig, params: Mapping[str, Any], hidden: Any, labels
     def piece(hidden: Any, labels: Any, table: Any, kernel: Any, bias: Any, rest: Any) -> Any:
         own = {"kernel": kernel, "bias": bias}
         head = {**rest, **{name: value for name, value in own.items() if value is not None}}
-        return _of(config, {"embedding": {"tokens": table}, "head": head}, hidden, labels, form)
+        return _in_chunks(config, {"embedding": {"tokens": table}, "head": head}, hidden, labels)
 
     rows = ("batch", "length")
     if config.tie_embeddings:
@@ -111,6 +108,10 @@ def _nats_of_part(out: Any, wanted: Any) -> Any:
 
 
 def _chunked(config: ModelConfig, params: Mapping[str, Any], hidden: Any, labels: Any) -> Any:
+    return (_in_chunks if active_mesh() is None else _on_mesh)(config, params, hidden, labels)
+
+
+def _in_chunks(config: ModelConfig, params: Mapping[str, Any], hidden: Any, labels: Any) -> Any:
     """Chunks go along the positions, so that rows may lie on several devices."""
     batch, positions = labels.shape
     size = max(1, min(positions, CHUNK // (batch * _columns(config, params))))

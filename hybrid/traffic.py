@@ -37,7 +37,7 @@ class Traffic:
 
 def traffic(text: str) -> list[Traffic]:
     """Of the text of a compiled program (`compiled.as_text()`), a line for each kind and nest of loops."""
-    partitions = re.search(r"num_partitions=(\d+)", text[:2000])
+    partitions = re.search(r"num_partitions=(\d+)", text.partition("\n")[0])  # of the module, a long line
     devices = int(partitions[1]) if partitions else 1
     computations, entry = _computations(text)
     found: dict[tuple[str, tuple[int, ...]], list[float]] = defaultdict(list)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ MESHES = {
     "2,4,1": {"data": 2, "fsdp": 4},
     "2,2,2": {"data": 2, "fsdp": 2, "tensor": 2},
 }
-COLLECTIVE = re.compile(r" = (.*?) (all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(?:-start)?\(")
+GATHERED = re.compile(r" = (.*?) all-gather(?:-start)?\(")
 SHAPE = re.compile(r"\w+\[([\d,]*)\]")
 
 
@@ -63,10 +62,12 @@ def report(name: str, dtype: str, folder: Path, start: Any) -> dict[str, Any]:
 
     from experiments.checkpoint import Checkpoints
     from experiments.states import host, saved
+    from hybrid.traffic import by_kind, traffic
 
     program, state, losses = train(trial_on(MESHES[name], dtype), start)
-    found = COLLECTIVE.findall(program.compiled("train").as_text())
-    gathered = [shape for shapes, name in found if name == "all-gather" for shape in SHAPE.findall(shapes)]
+    text = program.compiled("train").as_text()
+    said = by_kind(traffic(text))
+    gathered = [shape for shapes in GATHERED.findall(text) for shape in SHAPE.findall(shapes)]
     with Checkpoints(folder / dtype / name, keep=1) as checkpoints:
         checkpoints.save(STEPS, saved(host(state)), {})
         checkpoints.wait()
@@ -75,13 +76,27 @@ def report(name: str, dtype: str, folder: Path, start: Any) -> dict[str, Any]:
         "mesh": name,
         "dtype": dtype,
         "losses": losses,
-        "collectives": Counter(name for _, name in found),
+        "collectives": {kind: line.count for kind, line in said.items()},
+        "received": {kind: line.bytes for kind, line in said.items()},
+        "summed": summed(program),
         "gathered": [[int(size) for size in shape.split(",") if size] for shape in gathered],
         "tokens": here.params["embedding"]["tokens"].shape,
         "moments of up": optax_mu(here)["layers"]["3"]["sublayer"]["up"].shape,
         "bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(here)),
         "aliased": program.compiled("train").memory_analysis().alias_size_in_bytes,
     }
+
+
+def summed(program: Any) -> int:
+    """Bytes of the gradients that devices with their own rows add up."""
+    import jax
+
+    trial, size = program.trial, 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(program.shapes.params):
+        name = jax.tree_util.keystr(path)
+        size += 0 if "filter" in name or "features" in name else leaf.size * leaf.dtype.itemsize
+    tied = program.shapes.params["embedding"]["tokens"].size  # XLA adds up the lookup's and the head's by themselves
+    return size + (trial.model.d_model * trial.data.seq_len + tied) * leaf.dtype.itemsize
 
 
 def optax_mu(state: Any) -> Any:
