@@ -39,11 +39,16 @@ def test_its_activations_fit_beside_them(said):
 
 
 @pytest.mark.slow
-def test_devices_say_little_more_than_they_must(said):
+def test_devices_say_what_the_layout_makes_them_say(said):
+    """All that a ring must bring for this layout on XLA's CPU, where two passes of its other backends are missing: one
+    would scatter the gradients (here each device gets the sum whole, twice the bytes), one would add up the cotangents
+    of the matrices that read the same stream before they are summed over the devices (here each is summed alone)."""
     lines = [Traffic(**{**line, "loops": tuple(line["loops"])}) for line in said["traffic"]]
     # They talk in the loop over layers, and in no other: neither over positions nor over parts of the vocabulary.
     assert all(len(line.loops) < 2 and sum(line.loops) <= LAYERS for line in lines)
-    # Parameters gathered twice and gradients scattered; an all-reduce of the activations a sublayer, each way.
-    parameters = 3 * (FSDP - 1) / FSDP * FLOAT * said["parameters"] / TENSOR
-    activations = 2 * LAYERS * 2 * (TENSOR - 1) / TENSOR * BATCH / FSDP * LENGTH * WIDTH * FLOAT
-    assert total(lines) < 1.1 * (parameters + activations)
+    # Parameters gathered forward and backward, gradients summed.
+    parameters = 4 * (FSDP - 1) / FSDP * FLOAT * said["parameters"] / TENSOR
+    # A sum of the stream a sublayer forward; the first of a unit's two made again; two readers of the stream backward.
+    sums = LAYERS * (1 + 1 / 2 + 2)
+    activations = sums * 2 * (TENSOR - 1) / TENSOR * BATCH / FSDP * LENGTH * WIDTH * FLOAT
+    assert 0.9 * (parameters + activations) < total(lines) < 1.1 * (parameters + activations)
