@@ -6,6 +6,12 @@ from typing import Any
 
 import polars as pl
 
+from experiments.scores import SCORES
+
+SPLITS = ("validation", "test")
+SCORED: dict[str, Any] = {f"{split}_{name}": pl.Float64 for split in SPLITS for name in SCORES}
+"""Final scores of a run that is done, by split; null where the data has no such score."""
+
 RUNS: dict[str, Any] = {
     "id": pl.String,
     "arm": pl.String,
@@ -17,6 +23,8 @@ RUNS: dict[str, Any] = {
     "pattern": pl.String,  # compact: "(M-)3A-"
     "expanded": pl.String,  # "M-M-M-A-"
     "ratio": pl.Float64,  # mixers that are attention, as a share of all mixers
+    "attention": pl.Int64,  # mixers that are attention: 1 of 8 and 1 of 16 have one count and two ratios
+    "mixers": pl.Int64,
     "placement": pl.String,  # the word that placed the attention; empty where none did
     "parameters": pl.Int64,
     "active_parameters": pl.Int64,  # that one token uses
@@ -30,12 +38,7 @@ RUNS: dict[str, Any] = {
     "seconds": pl.Float64,
     "compile_seconds": pl.Float64,
     "tokens_per_second": pl.Float64,  # median of what was logged
-    "validation_loss": pl.Float64,  # nats per token, at the end of a run that is done
-    "validation_bits_per_byte": pl.Float64,  # of text; null for DNA, masked tokens and spans
-    "validation_bits_per_base": pl.Float64,  # of DNA
-    "test_loss": pl.Float64,
-    "test_bits_per_byte": pl.Float64,
-    "test_bits_per_base": pl.Float64,
+    **SCORED,
     "attempts": pl.Int64,  # starts, the first included
     "phase": pl.String,  # of the failure
     "error": pl.String,
@@ -48,10 +51,12 @@ AXES: dict[str, Any] = {"id": pl.String, "step": pl.Int64, "tokens": pl.Int64, "
 LABELS = ("arm", "stage", "seed", "setting", "learning_rate", "status")
 """Columns of `Results.curves` that come from the run. All others are metrics, "train/loss" as train_loss."""
 METRICS = (
-    "train_loss", "train_bits_per_byte", "train_bits_per_base",
-    "validation_loss", "validation_bits_per_byte", "validation_bits_per_base",
+    "train_loss", "train_bits_per_byte", "train_bits_per_base", *(f"validation_{name}" for name in SCORES)
 )  # fmt: skip
 """The metrics that are always there, and all that the compact form keeps."""
+
+SLICES: dict[str, Any] = {"id": pl.String, "slice": pl.String, "score": pl.String, "value": pl.Float64}
+"""Columns of `Results.slices`: a row a run, named part of the test data, and score."""
 
 
 def labelled(curves: pl.DataFrame, runs: pl.DataFrame) -> pl.DataFrame:

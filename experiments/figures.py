@@ -2,7 +2,7 @@
 
     figure, data = curves(results, x="flops")
 
-Scores are those of the study (bits per byte or base, nats per token), lower is better; intervals are 95 % over seeds.
+Scores are those of the study (experiments.scores says which way is better); intervals are 95 % over seeds.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import polars as pl
 from experiments import drawing
 from experiments.palette import ALARM, FAINT, INK, OTHERS, PLACEMENTS, Look, base, cells, looks
 from experiments.results import Results
+from experiments.scores import best
+from experiments.state_figure import state
 from experiments.verdicts import confirmed, edges, responses
 from hybrid.pattern import SYMBOLS
 
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SCORES = {"bits_per_byte": "bits per byte", "bits_per_base": "bits per base", "loss": "loss, nats per token"}
-AXES = {"tokens": "tokens", "flops": "training FLOPs"}
+AXES = {"tokens": "tokens", "flops": "training FLOPs", "seconds": "seconds of training, without compilation"}
+"""What curves are drawn against."""
 
 
 def verdicts(results: Results) -> tuple[Figure, pl.DataFrame]:
@@ -57,7 +59,7 @@ def verdicts(results: Results) -> tuple[Figure, pl.DataFrame]:
         left.grid(False)
         left.spines[["bottom", "left"]].set_visible(False)
         left.tick_params(length=0)
-        right.set(ylim=limits, yticks=[], xlabel=f"test {SCORES[results.score]}, 95 % interval")
+        right.set(ylim=limits, yticks=[], xlabel=f"test {results.about_score.axis}, 95 % interval")
         right.locator_params(axis="x", nbins=5)
         right.spines["left"].set_visible(False)
     return figure, data
@@ -79,7 +81,7 @@ def placement(results: Results) -> tuple[Figure, pl.DataFrame]:
                 at, group["test"], color=look.colour, marker=look.marker, markersize=5.5, linewidth=0.9,
                 linestyle=look.dash if len(group) > 1 else "none", label=name,
             )  # fmt: skip
-        axes.set(xlabel="share of mixers that are attention", ylabel=f"test {SCORES[results.score]}")
+        axes.set(xlabel="share of mixers that are attention", ylabel=f"test {results.about_score.axis}")
         ratios = sorted(set(data["ratio"]))
         if ratios:
             margin = 0.06 * max(ratios[-1] - ratios[0], 0.25)
@@ -91,20 +93,20 @@ def placement(results: Results) -> tuple[Figure, pl.DataFrame]:
 
 
 def response(results: Results) -> tuple[Figure, pl.DataFrame]:
-    """Validation score against the learning rate of the tuning runs; ring: the best rate, red: at an edge."""
-    column = f"validation_{results.score}"
+    """Score that rates are chosen by against the learning rate, of the tuning runs; ring: the best, red: at an edge."""
+    column, about = results.selection, results.about_score
     data = results.runs.filter(pl.col("stage") == "tune").select("arm", "learning_rate", "seed", "status", column)
     found = {arm: rows for arm, rows in responses(results).items() if rows[0]}
     styles, at_edge = _arm_looks(results, found), edges(results)
     crosses: Counter[tuple[int, float]] = Counter()
-    ylabel = f"validation {SCORES[results.score]}"
+    ylabel = f"{results.select_on} {about.axis}"
     with drawing.panels(results, list(found), "learning rate", ylabel) as (figure, panel):
         for arm, (rates, scores) in found.items():
             axes, look = panel[arm], styles[arm]
             _line(axes, rates, scores, look, label=arm)
-            finite = [(score, rate) for rate, score in zip(rates, scores, strict=True) if not math.isnan(score)]
-            if finite:
-                score, rate = min(finite)
+            score = best((score for score in scores if not math.isnan(score)), about.smaller_is_better)
+            if score is not None:
+                rate = rates[scores.index(score)]
                 ring = ALARM if at_edge[arm] else INK
                 axes.plot([rate], [score], "o", markersize=8, markerfacecolor="none", markeredgecolor=ring)
             for rate, score in zip(rates, scores, strict=True):
@@ -124,17 +126,22 @@ def response(results: Results) -> tuple[Figure, pl.DataFrame]:
 
 
 def curves(results: Results, x: str = "tokens") -> tuple[Figure, pl.DataFrame]:
-    """Validation score against tokens or FLOPs at each arm's chosen setting: seeds thin, their mean thick."""
+    """Validation score against tokens, FLOPs or seconds at each arm's chosen setting: seeds thin, their mean thick.
+
+    Seconds are tokens at the run's median speed, so that what else the machine did in between does not bend a curve.
+    """
     column = f"validation_{results.score}"
     ids = confirmed(results).select("id")
     data = results.curves.join(ids, on="id", how="semi", maintain_order="left")
+    speeds = results.runs.select("id", "tokens_per_second")
+    data = data.join(speeds, on="id", how="left", maintain_order="left")
+    data = data.with_columns((pl.col("tokens") / pl.col("tokens_per_second")).alias("seconds"))
     data = data.filter(pl.col(column).is_not_null() & pl.col(x).is_not_null())
-    data = _with_mean(data.select("arm", "seed", "id", "status", "step", "tokens", "flops", column), column)
+    data = _with_mean(data.select("arm", "seed", "id", "status", "step", *AXES, column), column)
     arms = [arm for arm in results.arms if arm in set(data["arm"])]
-    means = {arm: data.filter((pl.col("arm") == arm) & pl.col("mean").is_not_null()).unique("step") for arm in arms}
-    means = {arm: rows.sort("step") for arm, rows in means.items()}
+    means = {arm: _means(data.filter((pl.col("arm") == arm) & pl.col("mean").is_not_null())) for arm in arms}
     styles = _arm_looks(results, arms)
-    with drawing.panels(results, arms, AXES[x], f"validation {SCORES[results.score]}") as (figure, panel):
+    with drawing.panels(results, arms, AXES[x], f"validation {results.about_score.axis}") as (figure, panel):
         for arm in arms:
             axes, look = panel[arm], styles[arm]
             if len(set(panel.values())) > 1:
@@ -151,20 +158,23 @@ def curves(results: Results, x: str = "tokens") -> tuple[Figure, pl.DataFrame]:
 
 FIGURES = {
     "verdicts": verdicts,
+    "state": state,
     "placement": placement,
     "response": response,
-    "curves_tokens": lambda results: curves(results, "tokens"),
-    "curves_flops": lambda results: curves(results, "flops"),
+    "curves": curves,
 }
 """File name -> function, in the order of the report."""
 
 
-def save(results: Results, folder: Path) -> list[Path]:
-    """Draws every figure into `folder`: NAME.png, with its data beside it as NAME.csv. Equal results, equal bytes."""
+def save(results: Results, folder: Path, axis: str = "tokens") -> list[Path]:
+    """Draws every figure into `folder`: NAME.png, with its data beside it as NAME.csv. Equal results, equal bytes.
+
+    axis: one of AXES, what curves are drawn against.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, draw in FIGURES.items():
-        figure, data = draw(results)
+        figure, data = draw(results, axis) if draw is curves else draw(results)
         paths.append(folder / f"{name}.png")
         figure.savefig(paths[-1], dpi=160, metadata={"Software": None})
         data.write_csv(folder / f"{name}.csv")
@@ -209,6 +219,11 @@ def _with_mean(data: pl.DataFrame, column: str) -> pl.DataFrame:
     here = pl.col(column).filter(counted)
     there = (here.len().over("arm", "step") == seeds.over("arm")) & counted
     return data.with_columns(pl.when(there).then(here.mean().over("arm", "step")).alias("mean"))
+
+
+def _means(data: pl.DataFrame) -> pl.DataFrame:
+    """One row a step of one arm: its mean score, where the seeds stand on average (in seconds they differ)."""
+    return data.group_by("step").agg(*(pl.col(name).mean() for name in AXES), pl.col("mean").first()).sort("step")
 
 
 # --- marks ------------------------------------------------------------------------------------------------------------

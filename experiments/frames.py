@@ -10,10 +10,12 @@ from typing import Any
 
 import polars as pl
 
-from experiments.columns import AXES, METRICS, RUNS, labelled
+from experiments.columns import AXES, METRICS, RUNS, SLICES, SPLITS, labelled
 from experiments.files import read_json
 from experiments.results import Results
 from experiments.runs import RunFolder
+from experiments.scores import SCORES
+from hybrid.pattern import summary
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 """What a damaged run folder raises: it is left out and named, the others are shown."""
@@ -23,16 +25,18 @@ def read(folder: Path) -> Results:
     """The results of a study folder; a run that cannot be read becomes a line of `problems`."""
     problems: list[str] = []
     manifest = json_object(folder / "manifest.json", problems)
-    runs, curves, records = [], [], []
+    runs, curves, slices, records = [], [], [], []
     for path in sorted(path for path in (folder / "trials").glob("*/") if not path.name.startswith(".")):
         run = RunFolder(path)
         try:
             record, rows = run.record, run.rows()
             runs.append(_run(run, record, rows))
+            sliced = _slices(run)
         except UNREADABLE as error:
             problems.append(f"run {path.name} is not readable ({type(error).__name__}: {error})")
             continue
         records.append(record)
+        slices += sliced
         curves += [{"id": path.name} | {name.replace("/", "_"): value for name, value in row.items()} for row in rows]
     frame = _ordered(pl.DataFrame(runs, schema=RUNS, orient="row"), _plan(folder))
     arms = frame["arm"].unique(maintain_order=True).to_list()
@@ -48,7 +52,9 @@ def read(folder: Path) -> Results:
         runs=frame,
         curves=_curves(curves, frame),
         baseline=baseline if arms else "",
+        slices=_in_order(slices, frame),
         score=settings.get("score", "bits_per_byte"),
+        select_on=settings.get("select_on") or "validation",
         symbols=_symbols(records),
         manifest=manifest,
         versions=manifest.get("versions") or next((record.get("versions") for record in records), None) or {},
@@ -79,6 +85,7 @@ def _run(run: RunFolder, record: Mapping[str, Any], rows: Sequence[Mapping[str, 
     speeds = [event["tokens_per_second"] for event in events if _is_number(event.get("tokens_per_second"))]
     compiled = [event["seconds"] for event in events if event.get("event") == "compiled" and "seconds" in event]
     ratio = derived.get("ratio")
+    counts = counted("".join(derived.get("pattern") or ()), _symbols([record]))
     values = {
         "id": run.id,
         "arm": str(record["arm"]),
@@ -90,6 +97,7 @@ def _run(run: RunFolder, record: Mapping[str, Any], rows: Sequence[Mapping[str, 
         "pattern": derived.get("compact") or trial["model"].get("pattern"),
         "expanded": "".join(derived.get("pattern") or ()) or None,
         "ratio": None if ratio is None else float(Fraction(str(ratio))),
+        **counts,
         "placement": derived.get("placement") or trial.get("placement") or "",
         "parameters": parameters.get("total"),
         "active_parameters": parameters.get("active"),
@@ -109,10 +117,39 @@ def _run(run: RunFolder, record: Mapping[str, Any], rows: Sequence[Mapping[str, 
         "fingerprint": derived.get("fingerprint"),
     }
     if status == "done":
-        for part in ("validation", "test"):
-            for name in ("loss", "bits_per_byte", "bits_per_base"):
+        for part in SPLITS:
+            for name in SCORES:
                 values[f"{part}_{name}"] = (result.get(part) or {}).get(name)
     return {name: _typed(values.get(name), kind) for name, kind in RUNS.items()}
+
+
+def _slices(run: RunFolder) -> list[dict[str, Any]]:
+    """The rows of SLICES of one run; a slice without a number (too long for the model) is null, with its reason kept
+    in done.json alone."""
+    result = run.result or {}
+    if result.get("status") != "done":
+        return []
+    return [
+        {"id": run.id, "slice": str(name), "score": score, "value": _typed(value, pl.Float64)}
+        for name, scores in (result.get("slices") or {}).items()
+        for score, value in (scores or {}).items()
+        if score in SCORES
+    ]
+
+
+def _in_order(slices: Sequence[Mapping[str, Any]], runs: pl.DataFrame) -> pl.DataFrame:
+    """Slices in the order of the runs."""
+    frame = pl.DataFrame(slices, schema=SLICES, orient="row").with_row_index("row")
+    order = runs.select("id").with_row_index("order")
+    return frame.join(order, on="id").sort("order", "row").select(*SLICES)
+
+
+def counted(pattern: str | None, symbols: Mapping[str, str]) -> dict[str, int | None]:
+    """{"attention", "mixers"} of a pattern that is written out; None where it is not known."""
+    if not pattern:
+        return {"attention": None, "mixers": None}
+    found = summary(pattern, symbols)
+    return {"attention": found.attention, "mixers": found.mixers}
 
 
 def _setting(trial: Mapping[str, Any]) -> str:

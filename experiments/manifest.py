@@ -181,7 +181,7 @@ def freeze_confirm(folder: Path, study: Study, warn: Warn) -> list[Run]:
     runs = confirm(study, choices)
     content: dict[str, Any] = {
         "stage": "confirm",
-        "score": f"validation/{study.settings.score}",
+        "score": f"{study.settings.select_on}/{study.settings.score}",
         "choices": {choice.arm: _chosen(choice) for choice in choices},
         "runs": [{"id": r.id, "arm": r.arm, "seed": r.trial.seed, "changed": plain(r.changed)} for r in runs],
     }

@@ -2,6 +2,7 @@
 
     python -m experiments.report runs/quickstart
     python -m experiments.report runs/quickstart --baseline="mamba 3:1 even"
+    python -m experiments.report runs/quickstart --axis=flops
     python -m experiments.report runs/quickstart --save=results/quickstart
 
 Reads run folders (or the compact form of results/NAME) as they are, also while a study is running. No jax.
@@ -14,20 +15,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.commandline import Flag, main, split, text_of
-from hybrid.validation import ConfigError
+from hybrid.validation import ConfigError, unknown
 
 if TYPE_CHECKING:
     from experiments.results import Results
 
 
+CURVES = ("tokens", "flops", "seconds")
+"""What curves can be drawn against; the first where nothing is asked."""
 FLAGS = {
     "baseline": Flag("ARM", text_of, "compare with this arm instead of the study's baseline"),
+    "axis": Flag("tokens|flops|seconds", text_of, "what curves are drawn against (tokens)"),
     "save": Flag("FOLDER", text_of, "keep the results there too: small files to commit, read like a study"),
 }
 
 
 def command(argv: list[str]) -> int:
     words, given = split(argv, __doc__, FLAGS, words=True)
+    axis = given.get("axis", CURVES[0])
+    if axis not in CURVES:
+        raise unknown("--axis", axis, CURVES)
     if len(words) != 1 or not words[0]:
         shown = ", ".join(map(repr, words)) or "nothing"
         raise ConfigError("folder", f"{shown} is not allowed; must be one study, such as runs/quickstart")
@@ -39,7 +46,7 @@ def command(argv: list[str]) -> int:
         results = results.against(given["baseline"])
     if "save" in given and Path(given["save"]).resolve() == folder.resolve():
         raise ConfigError("--save", f"{given['save']!r} is the study itself; must be another folder")
-    path = write(results)
+    path = write(results, axis)
     show(results)
     if "save" in given:
         print(f"saved: {results.save(given['save'])}")
@@ -47,8 +54,11 @@ def command(argv: list[str]) -> int:
     return 0
 
 
-def write(source: Results | Path) -> Path:
-    """report/report.md in the study's folder, its figures and tables beside it; the path of the Markdown."""
+def write(source: Results | Path, axis: str = CURVES[0]) -> Path:
+    """report/report.md in the study's folder, its figures and tables beside it; the path of the Markdown.
+
+    axis: one of CURVES, what curves are drawn against.
+    """
     from experiments.figures import save
     from experiments.files import write_text
     from experiments.report_text import markdown
@@ -56,7 +66,7 @@ def write(source: Results | Path) -> Path:
     results = _results(source)
     data = results.table()
     target = results.folder / "report"
-    save(results, target)
+    save(results, target, axis)
     write_text(target / "table.csv", data.write_csv())
     write_text(target / "runs.csv", results.runs.write_csv())
     path = target / "report.md"
@@ -70,14 +80,13 @@ def show(source: Results | Path) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from experiments.figures import FIGURES, SCORES
+    from experiments.figures import FIGURES
     from experiments.report_text import HEADER, STACK, cells, conclusion, warnings
 
     results = _results(source)
     data = results.table()
-    table = Table(
-        box=None, pad_edge=False, title=f"{results.study}: test {SCORES[results.score]}", title_justify="left"
-    )
+    title = f"{results.study}: test {results.about_score.axis}, {results.about_score.direction}"
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
     for i, name in enumerate(HEADER):
         table.add_column(name, overflow="fold", no_wrap=i != STACK)
     colours = {"better": "green", "worse": "red"}

@@ -8,23 +8,28 @@ from typing import Any
 
 import polars as pl
 
-from experiments.figures import FIGURES, SCORES
+from experiments import survival
+from experiments.figures import FIGURES
+from experiments.responses import Response, good
 from experiments.results import Results, digest
-from experiments.statistics import Response
-from experiments.verdicts import GOOD, responses, windows
+from experiments.statistics import interval
+from experiments.verdicts import LEVEL, THRESHOLD, confirmed, responses, steps_to, windows
 
 CAPTIONS = {
     "verdicts": "Every arm's sublayers and its test score with a 95 % interval over seeds; dotted: the baseline, "
     "hollow: undecided.",
+    "state": "Test score against the bytes that decoding carries at the trained length, with 95 % intervals; grey: "
+    "the arms that none with less state beats.",
     "placement": "Test score against the share of attention with 95 % intervals; lines join arms whose attention is "
     "placed alike.",
-    "response": "Validation score against the learning rate; ring: the chosen rate (red: at an edge of the grid), "
-    "cross: diverged.",
-    "curves_tokens": "Validation score against tokens at the chosen rate; thin: one seed, thick: their mean.",
-    "curves_flops": "The same against the operations of training.",
+    "response": "The score that rates are chosen by against the learning rate; ring: the chosen rate (red: at an edge "
+    "of the grid), cross: diverged.",
+    "curves": "Validation score against training at the chosen rate; thin: one seed, thick: their mean. "
+    "`--axis=tokens`, `flops` or `seconds` says against what.",
 }
 HEADER = (
-    "arm", "stack", "parameters", "FLOPs/token", "state bytes", "rate", "seeds", "test", "difference", "verdict",
+    "arm", "stack", "attention", "parameters", "FLOPs/token", "state bytes", "rate", "seeds", "test", "difference",
+    "verdict",
 )  # fmt: skip
 STACK = HEADER.index("stack")
 EDGES = {"low": "lowest", "high": "highest", "both": "only"}
@@ -56,6 +61,8 @@ def markdown(results: Results, data: pl.DataFrame) -> Iterator[str]:
         yield ""
         yield f"*{CAPTIONS[name]}* Data: [{name}.csv]({name}.csv)"
         yield ""
+    yield from _learnt(results, data)
+    yield from _slices(results)
     yield from _rates(results)
     yield from _budgets(results, data)
     yield from _failures(results)
@@ -65,9 +72,9 @@ def markdown(results: Results, data: pl.DataFrame) -> Iterator[str]:
 def conclusion(results: Results, data: pl.DataFrame) -> list[str]:
     """What the study says, in words: what is decided, strongest first, then what is not."""
     found = []
-    unit = SCORES[results.score]
+    unit = results.about_score.amount
     decided = data.filter(pl.col("verdict").is_in(["better", "worse"]))
-    for row in decided.sort("difference").iter_rows(named=True):
+    for row in decided.sort(pl.col("difference").abs(), descending=True).iter_rows(named=True):
         size = f"{abs(row['difference']):.3f} {unit} (p = {max(row['p'], 0.001):.1g}{', at most' * (row['p'] < 0.001)})"
         found.append(f"**{row['arm']}** is {row['verdict']} than {results.baseline} by {size}")
     undecided = data.filter(pl.col("verdict") == "undecided")["arm"].to_list()
@@ -81,13 +88,20 @@ def conclusion(results: Results, data: pl.DataFrame) -> list[str]:
 
 def explanation(results: Results) -> str:
     """How to read the table."""
+    about = results.about_score
+    where = "one seed" if results.select_on != "test" else "one seed (so that seed's own score is the luckiest of them)"
+    test = (
+        " As recall comes all at once, a verdict needs three pairs, and the spread that all arms show together must "
+        "agree with the paired test." * about.is_share
+    )
     return (
-        "Each arm's learning rate was chosen on the validation split with one seed; scores are of the test split, at "
-        f"that rate, over all seeds, in {SCORES[results.score]} (lower is better). ± is a 95 % interval over seeds "
+        f"Each arm's learning rate was chosen on the {results.select_on} split with {where}; scores are of the test "
+        f"split, at that rate, over all seeds: {about.axis} ({about.direction}). ± is a 95 % interval over seeds "
         f"(Student's t below 10 seeds, then a bootstrap of the interquartile mean). Differences are to "
         f"**{results.baseline or 'the baseline'}**, paired by seed, as runs of one seed share the order of the data. "
         "*Better* and *worse* hold for the whole table together (p below 0.05 after Holm's correction); anything "
-        "less is *undecided*. State bytes are what decoding carries at the trained length."
+        f"less is *undecided*.{test} Attention is counted in mixers. State bytes are what decoding carries at the "
+        "trained length."
     )
 
 
@@ -102,6 +116,8 @@ def warnings(results: Results, data: pl.DataFrame) -> list[str]:
     for row in data.filter(pl.col("lost") > 0).iter_rows(named=True):
         seeds = row["n"] + row["lost"]
         found.append(f"{row['arm']}: {row['lost']} of {seeds} seeds at the chosen rate diverged and are in no mean")
+    if results.select_on == "test":
+        found.append("settings were chosen on the test split itself, as the protocol does: scores are too good by that")
     few = data.filter((pl.col("n") < 2) & (pl.col("lost") == 0))
     if len(few):
         found.append(f"fewer than two scored seeds, so no interval: {', '.join(few['arm'])}")
@@ -128,6 +144,7 @@ def cells(data: pl.DataFrame) -> list[list[str]]:
         [
             row["arm"],
             (row["expanded"] if len(row["expanded"] or "") <= LONGEST_STACK else row["pattern"]) or "",
+            "" if row["attention"] is None else f"{row['attention']} of {row['mixers']}",
             "" if row["parameters"] is None else f"{row['parameters']:,}",
             short(row["flops_per_token"]),
             short(row["state_bytes"]),
@@ -183,15 +200,67 @@ def _with_interval(mean: float | None, low: float | None, high: float | None, si
 # --- sections ---------------------------------------------------------------------------------------------------------
 
 
+def _learnt(results: Results, data: pl.DataFrame) -> Iterator[str]:
+    """Of shares of right answers: how many seeds learnt the task, and after how many steps."""
+    if not results.about_score.is_share:
+        return
+    runs = steps_to(results)
+    rows = []
+    for row in data.iter_rows(named=True):
+        about = survival.survival(runs[row["arm"]], LEVEL) if runs[row["arm"]] else None
+        failing = "" if row["failing"] is None else f"{row['failing']:.0%}"
+        seeds = row["n"] + row["lost"]
+        p = "" if row["steps_p"] is None else f"{row['steps_p']:.2g}"
+        rows.append([row["arm"], seeds, failing, *_median(about), p])
+    yield "## Seeds that learnt"
+    yield ""
+    yield f"A seed fails where it diverges or its test score is below {THRESHOLD:g}. Steps are those to {THRESHOLD:g}"
+    yield "on the validation split; runs that never got there count as *longer than their last step* (Kaplan and Meier)."
+    yield f"p compares the steps with those of {results.baseline} (log-rank, each comparison alone)."
+    yield ""
+    yield from grid(("arm", "seeds", "failing", "median steps", "95 %", "p"), rows)
+
+
+def _median(found: survival.Survival | None) -> tuple[str, str]:
+    if found is None:
+        return "", ""
+    if found.median is None:
+        return f"not in half of {found.n} seeds", ""
+    low, high = ("" if end is None else f"{end:,.0f}" for end in (found.low, found.high))
+    return f"{found.median:,.0f}", f"{low} to {high}" if low and high else f"from {low}" if low else ""
+
+
+def _slices(results: Results) -> Iterator[str]:
+    """The named parts of the test data: an arm a row, a slice a column."""
+    kept = confirmed(results).filter(pl.col("status") == "done").select("id", "arm")
+    mine = results.slices.filter(pl.col("score") == results.score).join(kept, on="id", maintain_order="left")
+    names = mine["slice"].unique(maintain_order=True).to_list()
+    if not names:
+        return
+    yield "## Parts of the test data"
+    yield ""
+    yield f"Mean {results.about_score.axis} over seeds with a 95 % interval; empty: longer than the arm can read."
+    yield ""
+    rows = []
+    for arm in results.arms:
+        cells = []
+        for name in names:
+            values = mine.filter((pl.col("arm") == arm) & (pl.col("slice") == name))["value"].drop_nulls().to_list()
+            found = interval(values, LEVEL) if values else None
+            ends = (None, None) if found is None or found.n < 2 else (found.low, found.high)
+            cells.append(_with_interval(found.mean if found else None, *ends))
+        rows.append([arm, *cells])
+    yield from grid(("arm", *names), rows)
+
+
 def _rates(results: Results) -> Iterator[str]:
     """How wide the good window of each arm is: a narrow one says that the arm is easily mistuned."""
     found = windows(results)
     if found:
         yield "## Learning rates"
         yield ""
-        share = f"{100 * GOOD:g} %"
-        yield f"Good rates have a validation score within {share} of the arm's best, by straight lines between those"
-        yield "tried; the window may be wider where it reaches the end of the grid."
+        yield f"A rate is good where its {results.select_on} score {good(results.about_score)}, by straight lines"
+        yield "between those tried; the window may be wider where it reaches the end of the grid."
         yield ""
         tried = responses(results)
         rows = ([arm, *_window(tried[arm], response)] for arm, response in found.items())
@@ -212,12 +281,17 @@ def _budgets(results: Results, data: pl.DataFrame) -> Iterator[str]:
     base = data.filter(pl.col("arm") == results.baseline)
     if len(base):
         names = ("parameters", "flops_per_token", "state_bytes")
+        spans = [_span(data[name].drop_nulls().to_list()) for name in names]
         yield "## Budgets"
         yield ""
         yield f"Relative to {results.baseline}:"
         yield ""
         rows = ([row["arm"], *(_relative(row[name], base[name][0]) for name in names)] for row in data.to_dicts())
-        yield from grid(("arm", "parameters", "FLOPs/token", "state bytes"), rows)
+        yield from grid(("arm", "parameters", "FLOPs/token", "state bytes"), [*rows, ["largest over smallest", *spans]])
+
+
+def _span(values: list[float]) -> str:
+    return f"{max(values) / min(values):.3g}" if values and min(values) > 0 else ""
 
 
 def _relative(value: float | None, base: float | None) -> str:

@@ -3,8 +3,9 @@
     results = load("runs/quickstart")
     results.runs                  a row a run: arm, seed, learning rate, status, budgets, final scores
     results.curves                a row a metrics row: id, arm, seed, step, tokens, flops, train_loss, ...
+    results.slices                a row a run, named part of the test data, and score
     results.table()               a row an arm: its chosen rate, test score with interval, difference, verdict
-    results.save("results/quickstart")   runs.csv, curves.csv (thinned), manifest.json: small enough to commit
+    results.save("results/quickstart")   runs.csv, thinned curves.csv, slices.csv, manifest.json: small enough to commit
 
 Reading never writes and never fails on a study that is still running, half failed, or empty.
 """
@@ -20,6 +21,8 @@ from typing import Any
 
 import polars as pl
 
+from experiments.columns import SLICES
+from experiments.scores import SCORES, Score
 from hybrid.validation import ConfigError
 
 
@@ -35,14 +38,28 @@ class Results:
     """In the order of the runs, then of their rows."""
     baseline: str
     """The arm that the others are compared with; empty in an empty study."""
+    slices: pl.DataFrame = dataclasses.field(default_factory=lambda: pl.DataFrame(schema=SLICES))
+    """Scores of named parts of the test data, in the order of the runs; empty where the study has none."""
     score: str = "bits_per_byte"
-    """What validation selects on and test reports."""
+    """What settings are chosen by and test reports."""
+    select_on: str = "validation"
+    """The split that settings are chosen on; "test" is what some papers did, and the report says so."""
     symbols: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Lower-case letters of the patterns -> the symbol of their kind."""
     manifest: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     problems: tuple[str, ...] = ()
     """What could not be read or is not as the study states it, in words."""
+
+    @property
+    def about_score(self) -> Score:
+        """Label, unit and direction of the study's score."""
+        return SCORES[self.score]
+
+    @property
+    def selection(self) -> str:
+        """The column of `runs` that settings are chosen by."""
+        return f"{self.select_on}_{self.score}"
 
     @property
     def arms(self) -> list[str]:

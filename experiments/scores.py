@@ -25,6 +25,11 @@ class Score:
         return not self.unit
 
     @property
+    def amount(self) -> str:
+        """What a difference is counted in."""
+        return self.unit or f"of {self.label}"
+
+    @property
     def axis(self) -> str:
         """As an axis says it: "loss, nats per token"."""
         return self.label if self.unit in ("", self.label) else f"{self.label}, {self.unit}"
@@ -45,6 +50,6 @@ SCORES: dict[str, Score] = {
 }
 
 
-def best(scores: Iterable[float], smaller_is_better: bool) -> float:
-    """The best of scores that are finite numbers."""
-    return min(scores) if smaller_is_better else max(scores)
+def best(scores: Iterable[float], smaller_is_better: bool) -> float | None:
+    """The best of scores that are finite numbers; None of none."""
+    return min(scores, default=None) if smaller_is_better else max(scores, default=None)

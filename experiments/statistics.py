@@ -1,7 +1,15 @@
-"""What scores of several seeds say: intervals, paired differences with verdicts, learning-rate responses. No jax here.
+"""What scores of several seeds say: intervals, paired differences with verdicts. No jax here.
 
 A verdict is "better" or "worse" only when the paired test says so after Holm's correction over the whole table; all
 else is "undecided", and `more_seeds` says how much work it would take to decide. Tests and quantiles are scipy's.
+
+Which test. Losses: the paired t test. It keeps its level on the spread of real runs (tests/experiments/
+test_calibration.py). Shares of right answers are another matter, because recall comes all at once: a seed has it (1.0)
+or has not (0.2), and three seeds that happen to agree show a t test no spread at all. In a table of ten such arms with
+three seeds each the paired t test alone calls equals unequal in 19 of 100 studies. A permutation test would keep its
+level, but three pairs have 8 arrangements of signs, so it could never decide. So a verdict on shares needs the paired
+test and also the contrast of a randomised block design (seeds are the blocks), whose spread is that of all arms
+together, and three pairs: with both, between 0 and 5 of 100 such studies err, and a real jump is still found.
 """
 
 from __future__ import annotations
@@ -16,7 +24,9 @@ import numpy as np
 Verdict = Literal["better", "worse", "undecided"]
 
 FEW = 10  # seeds: below it Student's t on the mean, from it on a bootstrap of the interquartile mean
+PAIRS, PAIRS_OF_JUMPS = 2, 3  # that a verdict needs; two pairs of scores that jump agree by chance in 12 of 100 studies
 _RESAMPLES = 5000
+_NESTED = 2000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +70,31 @@ def interval(values: Sequence[float], level: float = 0.95) -> Interval:
     return Interval(centre, float(found.low), float(found.high), n, "interquartile mean")
 
 
+def nested_interval(examples: Sequence[Sequence[float]], level: float = 0.95) -> Interval:
+    """The typical score of n seeds, of which every example's score is known: seeds are drawn again, then examples.
+
+    examples: one list of scores a seed, as many as it likes. The percentile bootstrap of the interquartile mean (of the
+    mean below 10 seeds), drawn in two stages; scipy.stats.bootstrap has one stage, so the drawing is ours.
+    """
+    seeds = [np.asarray(scores, dtype=np.float64) for scores in examples]
+    if not seeds or not all(scores.ndim == 1 and scores.size and np.isfinite(scores).all() for scores in seeds):
+        raise ValueError("examples must be non-empty lists of finite numbers, one a seed")
+    from scipy import stats
+
+    n = len(seeds)
+    cut = 0.25 if n >= FEW else 0.0
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(n, size=(_NESTED, n))
+    means = np.empty(drawn.shape)
+    for i, scores in enumerate(seeds):
+        there = drawn == i
+        means[there] = scores[rng.integers(scores.size, size=(int(there.sum()), scores.size))].mean(1)
+    centres = stats.trim_mean(means, cut, axis=1)
+    low, high = np.quantile(centres, [(1 - level) / 2, (1 + level) / 2])
+    centre = float(stats.trim_mean([scores.mean() for scores in seeds], cut))
+    return Interval(centre, float(low), float(high), n, "interquartile mean" if cut else "mean")
+
+
 @dataclasses.dataclass(frozen=True)
 class Comparison:
     """Ours minus the baseline on the seeds that both have; negative is better where smaller scores are."""
@@ -69,7 +104,7 @@ class Comparison:
     high: float
     n: int  # pairs that were compared
     sd: float  # of the paired differences; nan below two pairs
-    p_value: float  # two-sided paired t test, before Holm; 1 where nothing can be tested
+    p_value: float  # two-sided, before Holm; 1 where nothing can be tested
     p_adjusted: float  # after Holm over the table; the same for a single comparison
     diverged: tuple[int, int]  # shared seeds without a finite score: ours, the baseline's
     verdict: Verdict
@@ -119,22 +154,62 @@ def _verdict(
 
 
 def compare(
-    scores: Mapping[str, Mapping[int, float]], baseline: str, level: float = 0.95, smaller_is_better: bool = True
+    scores: Mapping[str, Mapping[int, float]],
+    baseline: str,
+    level: float = 0.95,
+    smaller_is_better: bool = True,
+    jumps: bool = False,
 ) -> dict[str, Comparison]:
     """Every other arm against the baseline arm; verdicts hold for the whole table together (Holm).
 
-    Intervals stay those of each comparison alone, so one may leave zero out and still be undecided. Arms with fewer
-    than two pairs test nothing and do not weigh on the others. `scores`: arm -> seed -> score.
+    Intervals stay those of each comparison alone, so one may leave zero out and still be undecided. Arms with too few
+    pairs test nothing and do not weigh on the others. `scores`: arm -> seed -> score. `jumps`: a seed may have learnt
+    the task or not, with little between (shares of right answers), which takes more to decide: see above.
     """
     found = {
         arm: paired_difference(by_seed, scores[baseline], level, smaller_is_better)
         for arm, by_seed in scores.items()
         if arm != baseline
     }
-    tested = [arm for arm, comparison in found.items() if comparison.n >= 2]
+    least = PAIRS_OF_JUMPS if jumps else PAIRS
+    tested = [arm for arm, comparison in found.items() if comparison.n >= least]
+    for arm in found.keys() - set(tested):
+        found[arm] = dataclasses.replace(found[arm], p_value=1.0, p_adjusted=1.0, verdict="undecided")
+    if jumps:
+        common = block_p_values({arm: scores[arm] for arm in (baseline, *tested)}, {arm: found[arm] for arm in tested})
+        for arm in tested:
+            found[arm] = dataclasses.replace(found[arm], p_value=max(found[arm].p_value, common[arm]))
     for arm, p in zip(tested, holm([found[arm].p_value for arm in tested]), strict=True):
         verdict = _verdict(found[arm].difference, p, found[arm].diverged, level, smaller_is_better)
         found[arm] = dataclasses.replace(found[arm], p_adjusted=p, verdict=verdict)
+    return found
+
+
+def block_p_values(scores: Mapping[str, Mapping[int, float]], pairs: Mapping[str, Comparison]) -> dict[str, float]:
+    """Two-sided p of each difference by the contrast of a randomised block design: arms are treatments, seeds blocks.
+
+    The residual mean square of the arms x seeds table (what neither arm nor seed explains; over the seeds on which all
+    are finite) takes the place of each pair's own spread. Of two arms it is the paired t test. 1 where fewer than two
+    seeds are shared by all. (Montgomery, Design and Analysis of Experiments, chapter 4.)
+    """
+    shared = sorted(set.intersection(*(set(by_seed) for by_seed in scores.values())))
+    table = np.array([[by_seed[seed] for seed in shared] for by_seed in scores.values()], dtype=np.float64)
+    table = table[:, np.isfinite(table).all(axis=0)]
+    arms, seeds = table.shape
+    freedom = (arms - 1) * (seeds - 1)
+    if freedom < 1:
+        return dict.fromkeys(pairs, 1.0)
+    from scipy import stats
+
+    residual = table - table.mean(1, keepdims=True) - table.mean(0, keepdims=True) + table.mean()
+    square = float((residual**2).sum()) / freedom
+    found = {}
+    for arm, pair in pairs.items():
+        error = math.sqrt(2 * square / pair.n)
+        if error <= 1e-12 * abs(pair.difference):
+            found[arm] = 0.0 if pair.difference else 1.0
+        else:
+            found[arm] = float(2 * stats.t.sf(abs(pair.difference) / error, freedom)) if error else 1.0
     return found
 
 
@@ -172,63 +247,3 @@ def more_seeds(
     critical = stats.t.isf((1 - level) / 2, n - 1)
     enough = stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift) >= power
     return max(0, int(n[enough][0]) - comparison.n) if enough.any() else None
-
-
-@dataclasses.dataclass(frozen=True)
-class Response:
-    """How the score answers to the learning rate. Without a finite score: nan for each number, no edge, width 0."""
-
-    best_rate: float
-    best_score: float
-    at_edge: Literal["low", "high", "both"] | None  # the best is the smallest, largest or only rate: widen the grid
-    low: float  # the window of rates whose scores are within the tolerance of the best
-    high: float
-    width: float  # of the window, in decades
-    bounded: bool  # False: the window reaches an edge of the grid, so it may be wider
-
-
-def response(
-    rates: Sequence[float], scores: Sequence[float], tolerance: float, smaller_is_better: bool = True
-) -> Response:
-    """The response curve of one arm: a score per rate, nan or infinite where the run diverged.
-
-    The window holds the best rate and ends where the curve, drawn straight over log(rate), leaves best + `tolerance`
-    (in units of the score); beside a diverged run it ends at the last rate that did not diverge. A best rate beside a
-    diverged one is not at an edge: divergence bounds the grid.
-    """
-    if len(rates) != len(scores) or len(set(rates)) < len(rates) or not all(0 < rate < math.inf for rate in rates):
-        raise ValueError(f"rates must be distinct, positive and as many as the scores, got {rates!r} and {scores!r}")
-    order = np.argsort(rates)
-    x = np.log10(np.asarray(rates, dtype=np.float64)[order])
-    y = np.asarray(scores, dtype=np.float64)[order] * (1 if smaller_is_better else -1)
-    y[~np.isfinite(y)] = np.inf
-    if not np.isfinite(y).any():
-        return Response(math.nan, math.nan, None, math.nan, math.nan, 0.0, False)
-    best, last = int(y.argmin()), len(y) - 1
-    edges: dict[tuple[bool, bool], Literal["low", "high", "both"]] = {
-        (True, False): "low",
-        (False, True): "high",
-        (True, True): "both",
-    }
-    limit = y[best] + tolerance
-    low, low_open = _walk(x[best::-1], y[best::-1], limit)
-    high, high_open = _walk(x[best:], y[best:], limit)
-    return Response(
-        best_rate=float(rates[order[best]]),
-        best_score=float(scores[order[best]]),
-        at_edge=edges.get((best == 0, best == last)),
-        low=10**low,
-        high=10**high,
-        width=high - low,
-        bounded=not (low_open or high_open),
-    )
-
-
-def _walk(x: np.ndarray, y: np.ndarray, limit: float) -> tuple[float, bool]:
-    """Where a curve that starts within the limit leaves it, and whether it has not yet left at its last point."""
-    for i in range(1, len(x)):
-        if y[i] > limit:
-            if not np.isfinite(y[i]):
-                return float(x[i - 1]), False
-            return float(x[i - 1] + (x[i] - x[i - 1]) * (limit - y[i - 1]) / (y[i] - y[i - 1])), False
-    return float(x[-1]), True

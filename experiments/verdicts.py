@@ -1,4 +1,4 @@
-"""The verdict table of a study: a row an arm. Settings are chosen on validation, scores are on test."""
+"""The verdict table of a study: a row an arm. Settings are chosen on one split (validation), scores are on test."""
 
 from __future__ import annotations
 
@@ -7,33 +7,40 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from experiments import statistics
+from experiments import responses as learning_rates
+from experiments import statistics, survival
+from experiments.scores import best
 from hybrid.validation import unknown
 
 if TYPE_CHECKING:
     from experiments.results import Results
 
 LEVEL = 0.95
-GOOD = 0.01
-"""A learning rate is good where its validation score is within this share of the arm's best."""
+THRESHOLD = 0.9
+"""Share of right answers from which a seed counts as having learnt the task."""
 TABLE: dict[str, Any] = {
     "arm": pl.String,
     "pattern": pl.String,  # compact
     "expanded": pl.String,
     "ratio": pl.Float64,
+    "attention": pl.Int64,  # mixers that are attention
+    "mixers": pl.Int64,
     "placement": pl.String,
     "parameters": pl.Int64,
     "flops_per_token": pl.Float64,  # of a training step
     "state_bytes": pl.Float64,  # at the trained length
-    "setting": pl.String,  # chosen on validation
+    "setting": pl.String,  # chosen on Results.select_on
     "learning_rate": pl.Float64,
     "edge": pl.String,  # low | high | both: the chosen rate is at that edge of its grid
-    "validation": pl.Float64,  # of the chosen setting in the tuning stage
+    "validation": pl.Float64,  # of the chosen setting in the tuning stage (on the split that it was chosen on)
     "n": pl.Int64,  # seeds with a test score
     "lost": pl.Int64,  # seeds at the chosen setting that diverged: in no mean
     "test": pl.Float64,
     "low": pl.Float64,  # 95 % interval; null with one seed
     "high": pl.Float64,
+    "failing": pl.Float64,  # share of seeds at the chosen setting that diverged or, of shares, ended below THRESHOLD
+    "steps_to": pl.Float64,  # median steps to THRESHOLD (Kaplan and Meier); null where under half of the seeds met it
+    "steps_p": pl.Float64,  # log-rank, the steps of this arm against the baseline's; before Holm
     "difference": pl.Float64,  # to the baseline, paired by seed
     "difference_low": pl.Float64,
     "difference_high": pl.Float64,
@@ -55,10 +62,11 @@ def check_baseline(results: Results, baseline: str) -> str:
 
 
 def chosen(results: Results) -> dict[str, str]:
-    """Arm -> the setting with the best validation score among its tuning runs that are done; the first of equals."""
-    score = f"validation_{results.score}"
+    """Arm -> the setting with the best score on the split of selection among its tuning runs that are done; the first
+    of equals."""
+    score, down = results.selection, not results.about_score.smaller_is_better
     tuned = results.runs.filter((pl.col("stage") == "tune") & pl.col(score).is_not_null())
-    best = tuned.sort(score, maintain_order=True).unique("arm", keep="first", maintain_order=True)
+    best = tuned.sort(score, descending=down, maintain_order=True).unique("arm", keep="first", maintain_order=True)
     return dict(best.select("arm", "setting").iter_rows())
 
 
@@ -69,27 +77,46 @@ def confirmed(results: Results) -> pl.DataFrame:
 
 
 def responses(results: Results) -> dict[str, tuple[list[float], list[float]]]:
-    """Arm -> (learning rates, validation scores of the tuning runs; nan where diverged), sorted by rate.
+    """Arm -> (learning rates, scores of the tuning runs to choose by; nan where diverged), sorted by rate.
 
     Where more than the learning rate is tuned, a rate has the best score of its runs.
     """
-    score = f"validation_{results.score}"
+    score, down = results.selection, not results.about_score.smaller_is_better
     tuned = results.runs.filter((pl.col("stage") == "tune") & pl.col("status").is_in(["done", "diverged"]))
     found = {}
     for arm in results.arms:
-        rows = tuned.filter(pl.col("arm") == arm).sort("learning_rate", score, nulls_last=True)
-        best = rows.unique("learning_rate", keep="first", maintain_order=True)
-        found[arm] = (best["learning_rate"].to_list(), [_number(value) for value in best[score].to_list()])
+        rows = tuned.filter(pl.col("arm") == arm)
+        rows = rows.sort("learning_rate", score, descending=[False, down], nulls_last=True)
+        first = rows.unique("learning_rate", keep="first", maintain_order=True)
+        found[arm] = (first["learning_rate"].to_list(), [_number(value) for value in first[score].to_list()])
     return found
 
 
-def windows(results: Results) -> dict[str, statistics.Response]:
-    """Arm -> its best rate and the window of rates within GOOD of the best score; arms without scores are left out."""
-    found = {}
+def windows(results: Results) -> dict[str, learning_rates.Response]:
+    """Arm -> its best rate and the window of good ones (`responses.tolerance`); arms without scores are left out."""
+    found, about = {}, results.about_score
     for arm, (rates, scores) in responses(results).items():
-        best = min((abs(score) for score in scores if math.isfinite(score)), default=None)
-        if best is not None:
-            found[arm] = statistics.response(rates, scores, tolerance=GOOD * best)
+        top = best((score for score in scores if math.isfinite(score)), about.smaller_is_better)
+        if top is not None:
+            limit = learning_rates.tolerance(top, about)
+            found[arm] = learning_rates.response(rates, scores, limit, about.smaller_is_better)
+    return found
+
+
+def steps_to(
+    results: Results, threshold: float = THRESHOLD, metric: str | None = None
+) -> dict[str, list[survival.Steps]]:
+    """Arm -> steps of its seeds at the chosen setting until `metric` (of validation: the study's score) first meets
+    the threshold; censored where it does not. Runs without an evaluation are left out."""
+    metric = metric or f"validation_{results.score}"
+    kept = confirmed(results).filter(pl.col("status").is_in(["done", "diverged"]))
+    curves = results.curves.filter(pl.col(metric).is_not_null())
+    found: dict[str, list[survival.Steps]] = {arm: [] for arm in results.arms}
+    for name, arm in kept.select("id", "arm").iter_rows():
+        curve = curves.filter(pl.col("id") == name).sort("step")
+        if len(curve):
+            steps, values = curve["step"].to_list(), curve[metric].to_list()
+            found[arm].append(survival.steps_to(steps, values, threshold, results.about_score.smaller_is_better))
     return found
 
 
@@ -108,11 +135,18 @@ def table(results: Results, baseline: str | None = None) -> pl.DataFrame:
     baseline = check_baseline(results, results.baseline if baseline is None else baseline)
     kept, choice, at_edge = confirmed(results), chosen(results), edges(results)
     scores = {arm: _by_seed(kept.filter(pl.col("arm") == arm), f"test_{results.score}") for arm in arms}
-    comparisons = statistics.compare(scores, baseline, LEVEL) if arms else {}
+    about = results.about_score
+    comparisons = (
+        statistics.compare(scores, baseline, LEVEL, about.smaller_is_better, jumps=about.is_share) if arms else {}
+    )
+    learnt = steps_to(results) if about.is_share else {}
     rows = []
     for arm in arms:
-        row = _about(results.runs.filter(pl.col("arm") == arm), choice.get(arm), f"validation_{results.score}")
-        row |= {"edge": at_edge[arm], **_scored(scores[arm])}
+        row = _about(results.runs.filter(pl.col("arm") == arm), choice.get(arm), results)
+        row |= {"edge": at_edge[arm], **_scored(scores[arm], about.is_share), **_failing(scores[arm], about.is_share)}
+        if learnt.get(arm):
+            row["steps_to"] = survival.survival(learnt[arm]).median
+            row["steps_p"] = survival.logrank(learnt[arm], learnt[baseline]) if arm != baseline else None
         if arm == baseline:
             row["verdict"] = "baseline" if row["n"] else None
         elif row["n"] and comparisons[arm].n:
@@ -127,28 +161,39 @@ def _by_seed(runs: pl.DataFrame, test: str) -> dict[int, float]:
     return {seed: _number(value) for seed, value in over.select("seed", test).iter_rows()}
 
 
-def _about(runs: pl.DataFrame, setting: str | None, score: str) -> dict[str, Any]:
+def _about(runs: pl.DataFrame, setting: str | None, results: Results) -> dict[str, Any]:
     """What an arm is, what was chosen for it and how its runs went; `runs`: all of the arm."""
     picked = runs.filter((pl.col("setting") == setting) & (pl.col("stage") == "tune")) if setting else runs.head(0)
     return {
         **runs.row(0, named=True),
         "setting": setting,
         "learning_rate": picked["learning_rate"][0] if len(picked) else None,
-        "validation": picked[score].min(),
+        "validation": best(picked[results.selection].drop_nulls(), results.about_score.smaller_is_better),
         "runs": len(runs),
         "diverged": int((runs["status"] == "diverged").sum()),
         "failed": int((runs["status"] == "failed").sum()),
     }
 
 
-def _scored(scores: dict[int, float]) -> dict[str, Any]:
-    """Mean and interval over the seeds that have a score."""
+def _scored(scores: dict[int, float], is_share: bool) -> dict[str, Any]:
+    """Mean and interval over the seeds that have a score; that of a share ends at 0 and 1."""
     finite = [value for value in scores.values() if math.isfinite(value)]
     row: dict[str, Any] = {"n": len(finite), "lost": len(scores) - len(finite)}
     if finite:
         found = statistics.interval(finite, LEVEL)
-        row |= {"test": found.mean, "low": _finite(found.low), "high": _finite(found.high)}
+        low, high = _finite(found.low), _finite(found.high)
+        if is_share and low is not None and high is not None:
+            low, high = max(low, 0.0), min(high, 1.0)
+        row |= {"test": found.mean, "low": low, "high": high}
     return row
+
+
+def _failing(scores: dict[int, float], is_share: bool) -> dict[str, float | None]:
+    """The share of seeds that failed; diverged ones always did."""
+    if not scores:
+        return {"failing": None}
+    failed = [not math.isfinite(value) or (is_share and value < THRESHOLD) for value in scores.values()]
+    return {"failing": sum(failed) / len(failed)}
 
 
 def _compared(comparison: statistics.Comparison, comparisons: int) -> dict[str, Any]:

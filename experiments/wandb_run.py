@@ -15,6 +15,7 @@ from typing import Any
 
 from experiments.files import read_json, write_json
 from experiments.runs import RunFolder
+from experiments.scores import SCORES
 from hybrid.validation import ConfigError
 
 MAX_KEYS = 200
@@ -110,8 +111,9 @@ def axes(run: Any) -> None:
         run.define_metric(axis, hidden=True)
     for part in ("train/*", "validation/*", "test/*"):
         run.define_metric(part, step_metric="tokens")
-    for score in ("bits_per_byte", "bits_per_base", "loss"):
-        run.define_metric(f"validation/{score}", step_metric="tokens", summary="min")
+    for score, about in SCORES.items():
+        best = "min" if about.smaller_is_better else "max"
+        run.define_metric(f"validation/{score}", step_metric="tokens", summary=best)
 
 
 def by_step(rows: Iterable[Mapping[str, Any]]) -> list[Row]:

@@ -2,6 +2,7 @@
 
 python tests/fake_study.py runs/fake            6 arms, 2 learning rates, 3 seeds; one run diverged, one failed
 python tests/fake_study.py runs/fake large      16 arms of 8 mixers, 3 learning rates, 3 seeds
+python tests/fake_study.py runs/fake recall     5 arms compared by accuracy: a seed learns the task or does not
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Arm:
     parameters: int = 400_000
     flops_per_token: int = 2_400_000
     state_bytes: int = 65_536
+    learns: float | None = None  # share of seeds that learn to recall; None: the study knows no accuracy
 
 
 ARMS = {
@@ -135,12 +137,24 @@ def rows(run: Run) -> list[dict[str, Any]]:
         }
         made.append(at | train_values)
         if not math.isnan(train):
+            at = at | ({} if arm.learns is None else {"validation/accuracy": accuracy(run, step)})
             value = run.validation if step == STEPS and run.validation is not None else bits
             made.append(at | {"validation/loss": value * math.log(2), "validation/bits_per_byte": value})
     if run.status == "done":
         value = run.test if run.test is not None else made[-1]["validation/bits_per_byte"] + 0.03
+        at = {key: value for key, value in at.items() if "/" not in key}
+        at |= {} if arm.learns is None else {"test/accuracy": accuracy(run, STEPS)}
         made.append(at | {"test/loss": value * math.log(2), "test/bits_per_byte": value})
     return made
+
+
+def accuracy(run: Run, step: int) -> float:
+    """All at once: near 0.2 until the step at which the run learns to recall, if it does, and near 1 from there on."""
+    chance = random.Random(f"{run.id} recall")
+    far = abs(math.log10(run.learning_rate / run.made_of.rate))
+    learns, when = chance.random() < (run.made_of.learns or 0) * (1 - far), chance.randint(3, 8) * EVERY
+    noise = random.Random(f"{run.id} {step}").random()
+    return 1 - 0.01 * noise if learns and step >= when else 0.2 + 0.05 * noise
 
 
 def write_run(folder: Path, run: Run, study: dict[str, Any]) -> Path:
@@ -173,7 +187,7 @@ def result(run: Run, made: list[dict[str, Any]]) -> dict[str, Any]:
     for part in ("validation", "test"):
         scores = [row for row in made if f"{part}/loss" in row]
         if scores:  # a run that diverged may have been evaluated before
-            found[part] = {name: scores[-1][f"{part}/{name}"] for name in ("loss", "bits_per_byte")}
+            found[part] = {key.removeprefix(f"{part}/"): scores[-1][key] for key in scores[-1] if key.startswith(part)}
     return found
 
 
@@ -242,13 +256,32 @@ def large(folder: Path | str) -> Path:
     return write(folder, runs, baseline="mamba")
 
 
+def recall(folder: Path | str) -> Path:
+    """Compared by accuracy on three learning rates and five seeds: attention always learns, mamba never."""
+    sizes = {"parameters": 400_000}
+    arms = {
+        "attention": Arm("(A-)4", "", 2.4, 1e-3, state_bytes=262_144, learns=1.0, **sizes),
+        "mamba": Arm("(M-)4", "", 2.4, 3e-3, state_bytes=24_576, learns=0.0, **sizes),
+        "1 of 4 first": Arm("A-(M-)3", "first", 2.4, 3e-3, state_bytes=83_968, learns=0.5, **sizes),
+        "1 of 4 even": Arm("M-M-A-M-", "even", 2.4, 3e-3, state_bytes=83_968, learns=0.95, **sizes),
+        "1 of 8 even": Arm("(M-)4A-(M-)3", "even", 2.4, 3e-3, state_bytes=108_544, learns=0.7, **sizes),
+    }
+    runs = []
+    for name, arm in arms.items():
+        for rate in (1e-3, 3e-3, 1e-2):
+            runs.append(Run(name, 0, rate, architecture=arm))
+        rate = max(runs[-3:], key=lambda run: accuracy(run, STEPS)).learning_rate
+        runs += [Run(name, seed, rate, stage="confirm", architecture=arm) for seed in (1, 2, 3, 4)]
+    return write(folder, runs, baseline="attention", score="accuracy")
+
+
 def placed(mixers: int, count: int, word: str) -> list[str]:
     """`mixers` mixers with MLPs, `count` of them attention."""
     sequence = place(mixers=mixers, base="M", insert="A", count=count, where=word, channel="-")
     return list(patterns.expand(sequence) if isinstance(sequence, str) else sequence)
 
 
-STUDIES = {"small": quickstart, "large": large}
+STUDIES = {"small": quickstart, "large": large, "recall": recall}
 
 if __name__ == "__main__":
     print(STUDIES[(sys.argv[2:] or ["small"])[0]](sys.argv[1]))

@@ -173,7 +173,7 @@ def test_no_text_lies_on_another_and_all_fit_a_column(study, name, request):
     assert overlaps(figure) == []
 
 
-@pytest.mark.parametrize("name", ["response", "curves_tokens"])
+@pytest.mark.parametrize("name", ["response", "curves"])
 def test_many_arms_have_axes_of_their_own_on_one_scale(large, name):
     figure, _ = figures.FIGURES[name](large)
     assert [axes.get_title(loc="left") for axes in figure.axes] == large.arms

@@ -57,7 +57,7 @@ def test_the_report_has_a_row_for_each_arm_with_stack_rate_interval_and_verdict(
     row = small.table().row(3, named=True)
     half = row["high"] - row["test"]
     line = next(line for line in text.splitlines() if line.startswith("| quarter_even |"))
-    assert "| `M-M-A-M-` | 400,000 | 2.4M | 84k | 0.003 (highest) | 3 |" in line
+    assert "| `M-M-A-M-` | 1 of 4 | 400,000 | 2.4M | 84k | 0.003 (highest) | 3 |" in line
     assert f"{row['test']:.3f} ± {half:.3f}" in line and f"{row['difference']:+.3f} ±" in line
     assert line.endswith("| better |")
     assert all(f"\n| {arm} | `" in text for arm in ARMS)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -135,7 +136,9 @@ def test_the_compact_form_is_the_same_bytes_again_and_from_itself(small, tmp_pat
 def test_thinned_curves_keep_the_first_and_last_row_of_each_metric(small, tmp_path):
     results = load(small)
     thin = load(results.save(tmp_path / "kept", points=3)).curves
-    measured = [metric for metric in METRICS if not metric.endswith("_per_base")]  # the study is one of text
+    measured = [
+        metric for metric in METRICS if metric.endswith(("_loss", "_bits_per_byte"))
+    ]  # the study is one of text
     for (name,), curve in results.curves.group_by("id"):
         for metric in measured:
             before = curve.filter(pl.col(metric).is_not_null())
@@ -187,3 +190,39 @@ def test_a_digest_names_a_set_of_runs_whatever_their_order():
 def test_tuning_chooses_the_first_of_equal_scores_as_the_sweep_does(tmp_path):
     runs = [Run("mamba", 0, rate, validation=2.5) for rate in (3e-3, 1e-3)]
     assert verdicts.chosen(load(fake_study.write(tmp_path / "s", runs))) == {"mamba": "learning_rate=0.003"}
+
+
+def test_every_score_and_slice_of_a_result_is_read_and_kept(small, tmp_path):
+    folder = tmp_path / "recall"
+    shutil.copytree(small, folder)
+    run = Run("mamba", 0, 3e-3)
+    path = folder / "trials" / run.id / "done.json"
+    done = json.loads(path.read_text())
+    done["test"] |= {"accuracy": 0.5, "exact": 0.25, "of no table": 1.0}
+    done["slices"] = {"64, 4": {"accuracy": 0.9, "loss": 0.1}, "too long": {"accuracy": None, "why": "positions"}}
+    path.write_text(json.dumps(done))
+    results = load(folder)
+    row = rows_of(results, run)
+    assert (row["test_accuracy"], row["test_exact"], row["test_valid"]) == (0.5, 0.25, None)
+    assert results.slices.rows() == [
+        (run.id, "64, 4", "accuracy", 0.9), (run.id, "64, 4", "loss", 0.1), (run.id, "too long", "accuracy", None)
+    ]  # fmt: skip
+    again = load(results.save(tmp_path / "kept"))
+    assert again.slices.equals(results.slices) and again.runs.equals(results.runs)
+
+
+def test_attention_is_counted_beside_its_share(tmp_path):
+    arms = {"one of 4": Arm("M-M-A-M-", "even", 2.0), "one of 8": Arm("(M-)4A-(M-)3", "even", 2.0)}
+    runs = [Run(name, 0, 1e-3, architecture=arm) for name, arm in arms.items()]
+    results = load(fake_study.write(tmp_path / "s", runs))
+    assert results.runs.select("attention", "mixers", "ratio").rows() == [(1, 4, 0.25), (1, 8, 0.125)]
+    kept = results.save(tmp_path / "kept")
+    pl.read_csv(kept / "runs.csv").drop("attention", "mixers").write_csv(kept / "runs.csv")
+    assert load(kept).runs.equals(results.runs)  # tables of before the counts
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent for path in Path("results").glob("*/runs.csv")), ids=str)
+def test_results_that_were_kept_are_still_read(folder):
+    results = load(folder)
+    table = results.table()
+    assert len(table) == len(results.arms) > 0 and table["attention"].null_count() == 0

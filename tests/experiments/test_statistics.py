@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.statistics import compare, holm, interval, more_seeds, paired_difference, response
+from experiments.statistics import (
+    block_p_values,
+    compare,
+    holm,
+    interval,
+    more_seeds,
+    nested_interval,
+    paired_difference,
+)
 
 # Student's sleep data (1908; `sleep` in R). R's t.test(paired = TRUE): t = -4.0621, df = 9, p = 0.002833,
 # 95 percent confidence interval -2.4598858 to -0.7001142, mean -1.58.
@@ -201,67 +209,56 @@ def test_a_study_with_the_advised_seeds_decides_as_often_as_asked():
     assert 0.75 < decided < 0.87
 
 
-# --- learning rates ---------------------------------------------------------------------------------------------------
-
-RATES = [1e-4, 1e-3, 1e-2, 1e-1]
-
-
-def test_the_best_rate_and_the_window_around_it():
-    found = response([1e-2, 1e-4, 1e-3, 1e-1], [2.4, 3.0, 2.0, 4.0], tolerance=0.2)  # in any order
-    assert (found.best_rate, found.best_score, found.at_edge) == (1e-3, 2.0, None)
-    assert math.log10(found.low) == pytest.approx(-3.2)  # the limit 2.2 is met a fifth of the way to 3.0
-    assert math.log10(found.high) == pytest.approx(-2.5)  # and half of the way to 2.4
-    assert found.width == pytest.approx(0.7)
-    assert found.bounded
-
-
-@pytest.mark.parametrize(
-    ("scores", "edge"),
-    [
-        ([1.0, 2, 3, 4], "low"),
-        ([4, 3, 2, 1], "high"),
-        ([4, 3, 2, math.nan], None),  # divergence bounds the grid
-        ([math.inf, 2, 3, 4], None),
-        ([4, 3, 1, 2], None),
-    ],
-)
-def test_a_best_rate_at_the_edge_of_the_grid_is_told(scores, edge):
-    assert response(RATES, scores, tolerance=0.1).at_edge == edge
-
-
-def test_a_window_ends_at_a_diverged_run_and_may_be_open_at_the_edge():
-    found = response(RATES, [2.05, 2.0, 2.1, math.nan], tolerance=0.2)
-    assert (found.low, found.high) == pytest.approx((1e-4, 1e-2))
-    assert found.width == pytest.approx(2)
-    assert not found.bounded
-    assert response(RATES, [3.0, 2.0, 2.1, math.nan], tolerance=0.2).bounded
-
-
-def test_a_second_valley_does_not_widen_the_window():
-    found = response([1, 10, 100, 1000, 10000], [5, 2.0, 5, 2.05, 5], tolerance=0.3)
-    assert found.best_rate == 10
-    assert found.width == pytest.approx(0.2)
-
-
-def test_accuracies_are_larger_when_better():
-    losses, accuracies = [3, 2, 2.5, 4], [-3, -2, -2.5, -4]
-    found = response(RATES, accuracies, tolerance=0.2, smaller_is_better=False)
-    assert found == dataclasses.replace(response(RATES, losses, tolerance=0.2), best_score=-2)
-
-
-def test_one_rate_is_both_edges_and_no_finite_score_is_no_answer():
-    assert response([1e-3], [2.0], tolerance=0.1).at_edge == "both"
-    nothing = response(RATES, [math.nan] * 4, tolerance=0.1)
-    assert math.isnan(nothing.best_rate)
-    assert (nothing.at_edge, nothing.width, nothing.bounded) == (None, 0.0, False)
-
-
-@pytest.mark.parametrize("rates", [[1e-3], [1e-3, 1e-3], [0.0, 1e-3], [math.nan, 1e-3]])
-def test_rates_that_make_no_curve_are_refused(rates):
-    with pytest.raises(ValueError, match="rates must be distinct"):
-        response(rates, [1.0, 2.0], tolerance=0.1)
-
-
 def test_scipy_is_imported_when_it_is_needed_only():
     program = "import sys, experiments.statistics; sys.exit('scipy' in sys.modules or 'jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+# --- scores that jump -------------------------------------------------------------------------------------------------
+
+
+def test_seeds_and_examples_both_widen_a_nested_interval():
+    rng = np.random.default_rng(5)
+    seeds = rng.normal(0.5, 0.1, size=6)
+    few, many = ([rng.normal(seed, 1.0, size=n) for seed in seeds] for n in (10, 4000))
+    wide, narrow = nested_interval(few), nested_interval(many)
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+    spread = np.std([row.mean() for row in many])
+    assert narrow.high - narrow.low == pytest.approx(2 * 1.96 * spread / math.sqrt(6), rel=0.15)
+    assert nested_interval(few) == wide and wide.estimator == "mean"
+    ten = nested_interval([[1.0, 2.0]] * 9 + [[99.0]])
+    assert ten.estimator == "interquartile mean" and ten.high < 2
+    with pytest.raises(ValueError, match="one a seed"):
+        nested_interval([[1.0], []])
+
+
+def test_seeds_that_agree_by_chance_decide_nothing_where_other_arms_jump():
+    """The baseline failed thrice by chance; two of five equal arms learnt the task thrice."""
+    arms = {"base": (0.2, 0.21, 0.19), "a": (0.99, 1.0, 0.98), "b": (1.0, 0.98, 0.99)}
+    arms |= {"c": (0.2, 1.0, 0.2), "d": (1.0, 0.2, 1.0), "e": (0.99, 0.98, 0.2)}
+    scores = {arm: by_seed(values) for arm, values in arms.items()}
+    plain = compare(scores, "base", smaller_is_better=False)
+    assert plain["a"].verdict == "better" and plain["b"].verdict == "better"
+    jumps = compare(scores, "base", smaller_is_better=False, jumps=True)
+    assert {comparison.verdict for comparison in jumps.values()} == {"undecided"}
+
+
+def test_a_jump_that_every_seed_makes_is_found_where_arms_agree_with_themselves():
+    scores = {"base": by_seed([0.2, 0.21, 0.19]), "a": by_seed([0.99, 1.0, 0.98]), "b": by_seed([0.2, 0.2, 0.22])}
+    found = compare(scores, "base", smaller_is_better=False, jumps=True)
+    assert (found["a"].verdict, found["b"].verdict) == ("better", "undecided")
+    two = {arm: {0: values[0], 1: values[1]} for arm, values in scores.items()}
+    assert compare(two, "base", smaller_is_better=False, jumps=True)["a"].verdict == "undecided"
+
+
+def test_the_contrast_of_blocks_is_the_paired_test_of_two_arms_and_the_anova_of_more():
+    scores = {"base": by_seed(SLEEP[1]), "ours": by_seed(SLEEP[0])}
+    pair = paired_difference(scores["ours"], scores["base"])
+    assert block_p_values(scores, {"ours": pair})["ours"] == pytest.approx(pair.p_value)
+    # By hand: residuals of [[1, 2, 3], [2, 4, 3], [6, 5, 7]] have squares 30/9 in all, over 4 degrees of freedom.
+    table = {"a": by_seed([1.0, 2, 3]), "b": by_seed([2.0, 4, 3]), "c": by_seed([6.0, 5, 7])}
+    pair = paired_difference(table["c"], table["a"])
+    t = 4 / math.sqrt(2 * (30 / 9 / 4) / 3)
+    x = 4 / (4 + t * t)  # two-sided p of Student's t with 4 degrees of freedom: 1 - s (3 - s^2) / 2, s = sqrt(1 - x)
+    s = math.sqrt(1 - x)
+    assert block_p_values(table, {"c": pair})["c"] == pytest.approx(1 - s * (3 - s * s) / 2)

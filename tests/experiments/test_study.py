@@ -1,5 +1,6 @@
 """From a config to runs, arms and groups; from results to the second stage; what was frozen is what goes on."""
 
+import dataclasses
 import json
 
 import pytest
@@ -91,6 +92,19 @@ def test_arm_without_a_score_is_not_confirmed_and_ties_go_to_the_first(workshop)
     first, second = choose(study, results.get)
     assert first.run.id == a and second.run is None
     assert {run.arm for run in confirm(study, [first, second])} == {"M-M-A-M-"}
+
+
+def test_an_accuracy_is_best_when_it_is_largest_on_the_split_of_the_study(workshop):
+    study = planned(workshop)
+    settings = dataclasses.replace(study.settings, score="accuracy", select_on="test")
+    study = dataclasses.replace(study, settings=settings)
+    a, b, c, d = (run.id for run in study.runs)
+    shares = {a: (0.9, 0.1), b: (0.1, 0.9), c: (0.5, 0.5), d: (0.4, 0.6)}
+    results = {
+        run: {"status": "done", "validation": {"accuracy": one}, "test": {"accuracy": other}}
+        for run, (one, other) in shares.items()
+    }
+    assert [choice.run.id for choice in choose(study, results.get)] == [b, d]
 
 
 # --- frozen -----------------------------------------------------------------------------------------------------------

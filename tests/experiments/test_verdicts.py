@@ -1,7 +1,9 @@
 """The verdict table: chosen on validation, scored on test, numbers worked out by hand, arms that failed or diverged."""
 
+import dataclasses
 import math
 
+import polars as pl
 import pytest
 
 from experiments.results import load
@@ -148,3 +150,38 @@ def test_another_baseline_turns_the_differences_around_and_a_wrong_one_is_refuse
     assert results.against("mamba").table()["difference"].to_list() == [pytest.approx(0.5), None]
     with pytest.raises(ConfigError, match="did you mean 'mamba'"):
         results.against("mambo")
+
+
+# --- scores that are better when larger -------------------------------------------------------------------------------
+
+
+def test_accuracies_are_chosen_compared_and_windowed_the_other_way_round(tmp_path):
+    results = load(fake_study.recall(tmp_path / "recall"))
+    rows = {row["arm"]: row for row in results.table().iter_rows(named=True)}
+    tuned = results.runs.filter((pl.col("stage") == "tune") & (pl.col("arm") == "1 of 4 even"))
+    assert rows["1 of 4 even"]["validation"] == tuned["validation_accuracy"].max() > 0.9
+    assert rows["mamba"]["verdict"] == "worse" and rows["mamba"]["difference"] < -0.7
+    assert all(0 <= row["low"] <= row["test"] <= row["high"] <= 1 for row in rows.values())
+    found = windows(results)["1 of 4 even"]
+    assert found.best_rate == 3e-3 and found.high == pytest.approx(1e-2)
+    assert found.low > 2e-3  # of a curve from 0.2 at 0.001 to 1.0 at 0.003: where 0.9 of the best is left
+
+
+def test_seeds_that_fail_and_steps_until_they_learn_are_counted(tmp_path):
+    results = load(fake_study.recall(tmp_path / "recall"))
+    rows = {row["arm"]: row for row in results.table().iter_rows(named=True)}
+    kept = confirmed(results)
+    for arm, row in rows.items():
+        scores = kept.filter(pl.col("arm") == arm)["test_accuracy"]
+        assert row["failing"] == pytest.approx((scores < 0.9).mean())
+    assert rows["attention"]["steps_to"] in range(60, 161) and rows["attention"]["steps_p"] is None
+    assert rows["mamba"]["steps_to"] is None and rows["mamba"]["steps_p"] < 0.01
+    assert load(fake_study.quickstart(tmp_path / "bits")).table()["steps_to"].is_null().all()
+
+
+def test_settings_can_be_chosen_on_test_where_a_protocol_says_so(tmp_path):
+    runs = [Run("mamba", 0, 1e-3, validation=2.0, test=2.5), Run("mamba", 0, 3e-3, validation=2.1, test=2.4)]
+    results = load(fake_study.write(tmp_path / "s", runs, "mamba"))
+    assert results.table()["learning_rate"].to_list() == [1e-3]
+    on_test = dataclasses.replace(results, select_on="test")
+    assert on_test.table()["learning_rate"].to_list() == [3e-3]
