@@ -14,8 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from experiments import protocols
 from experiments.data.config import DataConfig
 from experiments.data.objectives import OBJECTIVES
+from experiments.scores import SCORES
 from hybrid.accounting import parameters
 from hybrid.config import ModelConfig, as_plain
 from hybrid.placement import place
@@ -27,6 +29,7 @@ from hybrid.validation import (
     PositiveFloat,
     PositiveInt,
     Probability,
+    Share,
     build,
     nearest,
     plain,
@@ -41,7 +44,10 @@ class OptimizerConfig(Checked):
 
     learning_rate: PositiveFloat
     weight_decay: NaturalFloat = 0.1
-    schedule: Literal["constant", "cosine", "wsd"] = "cosine"
+    decay_on: Literal["matrices", "all"] = "matrices"
+    """`matrices`: the parameters that their declaration says; `all`: norms, biases and embeddings too."""
+    schedule: Literal["constant", "cosine", "cosine_epochs", "wsd"] = "cosine"
+    """`cosine_epochs`: a cosine that moves between epochs alone; for a fixed training set (data.examples)."""
     warmup_steps: NaturalInt = 0
     decay_fraction: Annotated[float, within(0, 1.0000001)] = 0.2
     """Share of the steps in which `wsd` decays."""
@@ -59,6 +65,8 @@ class OptimizerConfig(Checked):
 class TrainConfig(Checked):
     steps: PositiveInt
     log_every: PositiveInt = 10
+    stop_at: Share | None = None
+    """Of a synthetic task: an accuracy on the validation rows; the run ends at the first evaluation that reaches it."""
     population: NaturalInt = 0
     """Trials of a group that a worker trains side by side in one program (experiments/population.py); 0: one after
     another on a CPU, as many as fit in memory on an accelerator. No part of a trial's identity."""
@@ -112,9 +120,15 @@ class StudyConfig(Checked):
     """The arm that the others are compared with; empty: the first."""
     tune: tuple[str, ...] = ("optimizer.learning_rate",)
     """Fields that are chosen for each arm on validation, not compared."""
-    score: Literal["bits_per_byte", "bits_per_base", "loss"] = "bits_per_byte"
-    """What arms are compared by: bits of next tokens (of DNA per base), or nats per scored token, which is all that
-    masked tokens and spans have."""
+    score: str = "bits_per_byte"
+    """What arms are compared by (experiments.scores): bits of next tokens (of DNA per base); of a synthetic task the
+    accuracy; or nats per scored token, which is all that masked tokens and spans have."""
+    select_on: Literal["validation", "test"] = "validation"
+    """The rows by which tuned fields are chosen. `test` is what some papers did: scores chosen so flatter."""
+
+    def check(self) -> None:
+        if self.score not in SCORES:
+            raise unknown("score", self.score, SCORES, f"{self.score!r} is not allowed")
 
 
 @dataclass(frozen=True)
@@ -135,6 +149,9 @@ class Trial(Checked):
     """The architecture's name in tables; empty: made from its pattern."""
     placement: str = ""
     """The word that placed the attention, where one did."""
+    protocol: str = ""
+    """The protocol that gave the fields which the config left unset (experiments/protocols.py). What it gave stands in
+    those fields; the word itself changes nothing."""
 
     def check(self) -> None:
         if self.optimizer.warmup_steps > self.train.steps:
@@ -145,10 +162,26 @@ class Trial(Checked):
             raise ConfigError("train.population", problem)
         self._check_batch()
         self._check_traits()
-        if self.study.score not in (self.data.bits, "loss"):
-            allowed = " or ".join(repr(name) for name in (self.data.bits, "loss") if name)
-            problem = f"{self.study.score!r} is not allowed; {self.data.objective} on {self.data.source!r}"
+        self._check_task()
+        if self.study.score not in self.data.score_names:
+            allowed = " or ".join(repr(name) for name in self.data.score_names)
+            what = "the task" if self.data.is_task else f"{self.data.objective} on"
+            problem = f"{self.study.score!r} is not allowed; {what} {self.data.source!r}"
             raise ConfigError("study.score", f"{problem} is scored by {allowed}")
+
+    def _check_task(self) -> None:
+        if self.train.stop_at is not None and not self.data.is_task:
+            problem = f"{self.train.stop_at} is not allowed; is an accuracy, which {self.data.source!r} has not"
+            raise ConfigError("train.stop_at", problem)
+        if self.optimizer.schedule == "cosine_epochs" and not (self.data.examples or self.data.mix):
+            problem = "'cosine_epochs' is not allowed; needs a fixed training set (data.examples or data.mix)"
+            raise ConfigError("optimizer.schedule", problem)
+        if self.data.mix and self.train.population > 1:
+            problem = f"{self.train.population} is not allowed; the parts of data.mix have different lengths"
+            raise ConfigError("train.population", problem)
+        rows = self.train.steps * self.data.batch_size
+        if self.data.is_task and rows >= 2**32:
+            raise ConfigError("train.steps", f"{self.train.steps} is not allowed; {rows} rows, 2**32 have a number")
 
     def _check_batch(self) -> None:
         batch, parts, mesh = self.data.batch_size, self.optimizer.accumulate, self.mesh
@@ -167,16 +200,25 @@ class Trial(Checked):
         self._check_stack(self.model, objective.targets(self.data))
         if self.model.encoder_config is not None:
             self._check_stack(self.model.encoder_config, self.data.seq_len)
+        for part in self.data.mix:
+            self._check_stack(self.model, part.seq_len)
+        for each in self.data.slices:
+            why = self.too_long(each.seq_len)
+            if why and each.if_too_long == "refuse":
+                problem = f"{each.seq_len} is not allowed; {why} (if_too_long = 'skip' leaves such models out)"
+                raise ConfigError(f"data.slices.{each.name}.seq_len", problem)
+
+    def too_long(self, length: int) -> str:
+        """Why the model cannot read `length` tokens; empty where it can."""
+        return next((f"{name} is {most}" for most, name in _longest(self.model) if most and most < length), "")
 
     def _check_stack(self, stack: ModelConfig, length: int) -> None:
         """Whether a stack can read `length` positions, packed as the data are."""
-        longest = [(stack.max_length, "model.max_length")]
         for kind, view in stack.kinds():
             traits = kind.traits(view)
-            longest.append((traits.max_length, f"the longest sequence of {kind.group}"))
             if self.data.packing == "documents" and traits.packing == "refused":
                 raise ConfigError("data.packing", f"'documents' is not allowed; {kind.group} mixes packed documents")
-        for most, name in longest:
+        for most, name in _longest(stack):
             if most is not None and most < length:
                 at = f"{self.data.seq_len} is not allowed"
                 why = f"{name} is {most}" + (f", its targets have {length}" if length != self.data.seq_len else "")
@@ -197,6 +239,12 @@ class Trial(Checked):
             if traits.whole_rows and stack.d_model % sharing:
                 problem = f"{parts} is not allowed; {kind.group} cuts model.d_model = {stack.d_model} instead, which"
                 raise ConfigError("mesh.sequence", f"{problem} must be a multiple of {sharing} (sequence x tensor)")
+
+
+def _longest(stack: ModelConfig) -> list[tuple[int | None, str]]:
+    """(the most tokens that a part of a stack can read, what it is called)."""
+    kinds = [(kind.traits(view).max_length, f"the longest sequence of {kind.group}") for kind, view in stack.kinds()]
+    return [(stack.max_length, "model.max_length"), *kinds]
 
 
 @dataclass(frozen=True)
@@ -231,6 +279,7 @@ def trial_from(values: Mapping[str, Any]) -> Trial:
     for name in values:
         if name not in names:
             raise unknown(name, name, names)
+    values = protocols.completed(values)
     for name in ("model", "data", "optimizer", "train", "evaluate", "checkpoint"):
         if not isinstance(values.get(name), Mapping):
             raise ConfigError(name, "must be given, as a group of fields")
@@ -317,6 +366,12 @@ TRACED = (
 SHAPING = ("seq_len", "batch_size", "objective", "packing", "masked", "span")
 """Fields of the data that the shapes of a batch follow from."""
 
+MAKING = ("source", "task", "slices", "mix")
+"""Of a synthetic task: what its rows are made by, in the program."""
+
+LATER: dict[str, dict[str, Any]] = {"optimizer": {"decay_on": "matrices"}, "train": {"stop_at": None}}
+"""Fields that came later, and what runs did before: at these values they are no part of an identity."""
+
 
 def trial_plain(trial: Trial) -> dict[str, Any]:
     """The trial as JSON has it; `trial_from` of it is the trial again."""
@@ -336,6 +391,8 @@ def identity(trial: Trial, fingerprint: str | None) -> dict[str, Any]:
     whole["data"] = {name: value for name, value in whole["data"].items() if name not in trial.data.idle}
     model.pop("scan_layers"), model.pop("remat")  # how it is compiled, not what it computes
     whole["train"].pop("population")  # nor with whom
+    for group, fields in LATER.items():
+        whole[group] = {name: v for name, v in whole[group].items() if name not in fields or v != fields[name]}
     parts = {name: whole[name] for name in ("data", "optimizer", "train", "evaluate", "seed")}
     return {"model": model, **parts, "fingerprint": fingerprint}
 
@@ -353,12 +410,13 @@ def group_id(trial: Trial, fingerprint: str | None) -> str:
     """
     whole = identity(trial, fingerprint)
     model, optimizer = whole["model"], whole["optimizer"]
+    shaping = (*SHAPING, *MAKING) if trial.data.is_task else SHAPING
     return digest(
         {
             "model": {**model, "dropout": model["dropout"] > 0},
             "optimizer": {name: value for name, value in optimizer.items() if name not in TRACED},
             "clips": optimizer["clip_norm"] is not None,
-            "data": {name: whole["data"][name] for name in SHAPING if name in whole["data"]},
+            "data": {name: whole["data"][name] for name in shaping if name in whole["data"]},
             "how": {"remat": trial.model.remat, "scan_layers": trial.model.scan_layers, "mesh": plain(trial.mesh)},
         }
     )

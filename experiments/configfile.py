@@ -172,7 +172,7 @@ def hint_of(name: str) -> Any:
     known = fields()
     if name in known:
         return known[name]
-    if name.startswith("model.symbols."):
+    if name.startswith(("model.symbols.", "data.task.", "data.slices.")):
         return Any
     parts = name.split(".")
     prefix = ""

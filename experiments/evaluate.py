@@ -93,12 +93,16 @@ def evaluate(run: RunFolder, split: str, sequences: int | None = None, data: Any
     if found is None:
         raise ConfigError("FOLDER", f"{str(run.path)!r} has no checkpoint that verifies")
     params = live(trial.model, program.shapes, program.shardings, found.tree).params
+    about = {"run": record["id"], "arm": record["arm"], "pattern": trial.model.pattern, "seed": trial.seed}
+    if trial.data.is_task:
+        from experiments.loop import answered
+
+        return {**about, "step": found.step, "split": split, **(answered(trial, program, data, split, params) or {})}
     nats, scored, size = 0.0, 0, 0
     for batch in data.evaluation(split):
         total, number = jax.device_get(program.eval_step(params, program.put(batch)))
         nats, scored = nats + float(total), scored + int(number)
         size += amount(batch["labels"], data.token_bytes)[1]
-    about = {"run": record["id"], "arm": record["arm"], "pattern": trial.model.pattern, "seed": trial.seed}
     scores: dict[str, Any] = {"loss": nats / max(scored, 1)}
     if trial.data.bits:
         scores[trial.data.bits] = nats / (math.log(2) * size) if size else None

@@ -23,13 +23,16 @@ import numpy as np
 from experiments import hosts
 from experiments.checkpoint import Checkpoints, refuse_other
 from experiments.config import Trial, digest, group_id, identity
+from experiments.data.synthetic import TASKS
 from experiments.derived import count
 from experiments.recorder import Recorder, Watch
 from experiments.runs import RunFolder
 from experiments.signals import Stop
 from experiments.states import TrainState, host, live, saved, saved_shapes
 from experiments.step import Program
+from experiments.worker import is_out_of_memory
 from hybrid.accounting import parameters
+from hybrid.losses import IGNORED
 from hybrid.validation import plain
 
 Outcome = Literal["done", "diverged", "stopped"]
@@ -44,6 +47,7 @@ class Source(Protocol):
     def fingerprint(self) -> str: ...
     @property
     def token_bytes(self) -> np.ndarray: ...
+    def batch(self, step: int) -> dict[str, Any]: ...
     def batches(self, start_step: int = 0) -> Any: ...
     def evaluation(self, split: Any) -> list[dict[str, Any]]: ...
 
@@ -92,7 +96,9 @@ def begun(
     if group not in programs:
         programs[group] = Program(trial)
     if kind is None:
-        programs[group].begin(programs[group].evaluation(*held_out(trial, data, SPLITS[0]))[0][0])
+        program = programs[group]
+        text = not trial.data.is_task  # whose held-out batches have the form of the training batches
+        program.begin(program.evaluation(*held_out(trial, data, SPLITS[0]))[0][0] if text else data.batch(0))
     recorder = Recorder(trial, run, data.token_bytes, watch)
 
     def refused(step: int, reason: str) -> None:
@@ -123,7 +129,41 @@ def load(trial: Trial) -> Source:
     """The data that trial.data names."""
     from experiments import data
 
-    return data.load(trial.data, seed=trial.seed, evaluation_sequences=trial.evaluate.sequences)
+    return data.load(
+        trial.data,
+        seed=trial.seed,
+        evaluation_sequences=trial.evaluate.sequences,
+        rows_together=trial.mesh.data * trial.mesh.fsdp,
+    )
+
+
+def answered(
+    trial: Trial, program: Program, data: Any, split: str, params: Any, stopped: Callable[[], bool] = lambda: False
+) -> dict[str, Any] | None:
+    """The scores of a split or slice of a task; None where it was `stopped`.
+
+    A slice that the model cannot read, or that takes more memory than there is, has no scores, and says why.
+    """
+    task, name = TASKS[trial.data.source], split.partition("/")[2]
+    form = trial.data.slice(name) if name else None
+    none: dict[str, Any] = dict.fromkeys(("loss", *task.names))
+    if form is not None and (why := trial.too_long(form.seq_len)):
+        return {**none, "reason": why}
+    results = []
+    try:
+        for batch, _ in program.evaluation(*held_out(trial, data, split)):
+            if stopped():
+                return None
+            results.append(jax.device_get(program.answer_step(params, batch)))
+    except Exception as error:
+        if form is None or not is_out_of_memory(str(error)):
+            raise
+        return {**none, "reason": "out of memory"}
+    nats, said, labels = (np.concatenate(column)[: data.wanted(split)] for column in zip(*results, strict=True))
+    scored = labels != IGNORED
+    loss = float(nats[scored].sum(dtype=np.float64) / max(int(scored.sum()), 1))
+    config = trial.data.task if form is None else form.task
+    return {"loss": loss, **task.scores(config, said, labels)}
 
 
 def held_out(trial: Trial, data: Source, split: str) -> tuple[str, Callable[[], Any]]:
@@ -148,8 +188,8 @@ class Training:
         self.program, self.checkpoints, self.stop = program, checkpoints, stop
         self.identity = identity(trial, data.fingerprint)
         self.values = program.values(trial)
-        self.behind: tuple[int, Callable[[], Mapping[str, Any]], np.ndarray] | None = None
-        """The step that was not looked at yet: its number, what reads its metrics, its labels."""
+        self.behind: tuple[int, Callable[[], Mapping[str, Any]], np.ndarray | None] | None = None
+        """The step that was not looked at yet: its number, what reads its metrics, its labels (None of a task)."""
         self.state, self.step = self._begin()
         self.saved = self.step
         """The step of the last checkpoint."""
@@ -212,6 +252,15 @@ class Training:
         self.recorder.skip(seconds)
 
     # ------------------------------------------------------------------------------------------------------- the steps
+    @property
+    def last(self) -> int:
+        """The step after which nothing follows: train.steps, or where an evaluation reached train.stop_at."""
+        steps, wanted = self.trial.train.steps, self.trial.train.stop_at
+        if wanted is None:
+            return steps
+        name = "validation/accuracy"
+        return next((row["step"] for row in self.recorder.rows if row.get(name, -1.0) >= wanted), steps)
+
     def _train(self) -> dict[str, Any] | None:
         """done.json's content, None where it was stopped."""
         return self.end(self.advance() and self.look())
@@ -220,7 +269,7 @@ class Training:
         """Commits the result, or saves where the run was stopped before its last step. finite: all steps so far."""
         if not finite:
             return self._finish("diverged")
-        if self.step < self.trial.train.steps or not self.score():
+        if self.step < self.last or not self.score():
             self._save()
             self.checkpoints.wait()
             self.run.event("stopped", step=self.step)
@@ -234,7 +283,7 @@ class Training:
         steps = self.trial.train.steps
         with self.data.batches(self.step) as batches:
             ready = self._next(batches)
-            while self.step < steps and not self.stop.asked:
+            while self.step < self.last and not self.stop.asked:
                 batch, labels = ready
                 self.recorder.dispatched(self.device_waits)
                 self.state, metrics = self.program.train_step(self.state, batch, self.values)
@@ -246,16 +295,16 @@ class Training:
                     return False
         return True
 
-    def _next(self, batches: Any) -> tuple[Any, np.ndarray]:
+    def _next(self, batches: Any) -> tuple[Any, np.ndarray | None]:
         with self.recorder.waiting_for_data():
             batch = next(batches)
-        return self.program.put(batch), batch["labels"]
+        return self.program.put(batch), batch.get("labels")
 
     def is_over(self) -> bool:
         """Whether no step follows: all were done, or a stop came while what is due at this one was evaluated."""
-        return self.step == self.trial.train.steps or not self.score()  # cut off between a step and its evaluation
+        return self.step == self.last or not self.score()  # cut off between a step and its evaluation
 
-    def took(self, metrics: Callable[[], Mapping[str, Any]], labels: np.ndarray) -> bool:
+    def took(self, metrics: Callable[[], Mapping[str, Any]], labels: np.ndarray | None) -> bool:
         """All that follows the dispatch of a step, `self.step`; False where it or the one before was not finite."""
         if not self.look():  # at the step before
             return False
@@ -296,21 +345,38 @@ class Training:
     def score(self) -> bool:
         """Evaluates what is due at this step and was not; False where it was asked to stop in the midst of it."""
         begun = time.perf_counter()
-        splits = SPLITS if self.step == self.trial.train.steps else SPLITS[:1]
-        for split in splits if self._is_due(self.step) else ():
-            if self.recorder.has(self.step, f"{split}/loss"):
-                continue
-            fixed = self.program.evaluation(*held_out(self.trial, self.data, split))
-            results = []
-            for batch, _ in fixed:
-                if self.stop.asked:
-                    return False
-                results.append(self.program.eval_step(self.state.params, batch))
-            self._note_compiled()
-            nats, scored = zip(*jax.device_get(results), strict=True)
-            size = sum(self.recorder.amount(labels)[1] for _, labels in fixed)
-            self.recorder.scores(self.step, split, sum(map(float, nats)), sum(map(int, scored)), size)
+        for split in self._splits() if self._is_due(self.step) else ():
+            if not self.recorder.has(self.step, f"{split}/loss") and not self._evaluated(split):
+                return False
         self.recorder.skip(time.perf_counter() - begun)
+        return True
+
+    def _splits(self) -> Iterator[str]:
+        """What is scored at this step; whether it is the last one is known after the validation rows."""
+        yield SPLITS[0]
+        if self.step == self.last:
+            yield from SPLITS[1:]
+            yield from (f"slices/{each.name}" for each in self.trial.data.slices)
+
+    def _evaluated(self, split: str) -> bool:
+        """Writes the scores of a split; False where it was asked to stop in the midst of it."""
+        if self.trial.data.is_task:
+            scores = answered(self.trial, self.program, self.data, split, self.state.params, lambda: self.stop.asked)
+            self._note_compiled()
+            if scores is None:
+                return False
+            self.recorder.answers(self.step, split, scores)
+            return True
+        fixed = self.program.evaluation(*held_out(self.trial, self.data, split))
+        results = []
+        for batch, _ in fixed:
+            if self.stop.asked:
+                return False
+            results.append(self.program.eval_step(self.state.params, batch))
+        self._note_compiled()
+        nats, scored = zip(*jax.device_get(results), strict=True)
+        size = sum(self.recorder.amount(labels)[1] for _, labels in fixed if labels is not None)
+        self.recorder.scores(self.step, split, sum(map(float, nats)), sum(map(int, scored)), size)
         return True
 
     def _finish(self, status: Literal["done", "diverged"]) -> dict[str, Any]:

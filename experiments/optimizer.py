@@ -21,6 +21,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from experiments.config import TRACED, OptimizerConfig, Trial
+from experiments.data.synthetic.rows import epoch_steps
 from hybrid.params import Param, map_leaves
 
 Tree = Any
@@ -44,6 +45,8 @@ class Values:
     """() not read where the config has none"""
     steps: Any
     """() of the whole training"""
+    epoch: Any
+    """() steps of an epoch of a fixed training set, not read by most schedules"""
     dropout: Any
     """() not read where the config's rate is 0"""
     key: Any
@@ -54,6 +57,7 @@ def values_of(trial: Trial) -> Values:
     """The traced values of a trial, on the default device."""
     wanted = {name: getattr(trial.optimizer, name) for name in TRACED}
     wanted |= {"clip_norm": wanted["clip_norm"] or np.inf, "steps": trial.train.steps, "dropout": trial.model.dropout}
+    wanted |= {"epoch": max(epoch_steps(trial.data), 1)}
     dtype = jnp.result_type(float)
     numbers = {name: np.asarray(value, dtype) for name, value in wanted.items()}
     numbers, seed = jax.device_put((numbers, np.uint32(trial.seed)))
@@ -74,6 +78,14 @@ def cosine(values: Values, done: Scalar) -> Scalar:
     return values.final_fraction + (1 - values.final_fraction) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
 
 
+def cosine_epochs(values: Values, done: Scalar) -> Scalar:
+    """The cosine of whole epochs: within an epoch the rate stands still, and the first has the highest."""
+    before = jnp.floor((done - 1) / values.epoch)
+    whole = jnp.ceil(values.steps / values.epoch)
+    progress = jnp.clip(before / jnp.maximum(whole, 1), 0, 1)
+    return values.final_fraction + (1 - values.final_fraction) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+
+
 def wsd(values: Values, done: Scalar) -> Scalar:
     """Stable, then a straight line to final_fraction in the last decay_fraction of the steps (Hu et al. 2024)."""
     length = values.decay_fraction * values.steps
@@ -82,7 +94,9 @@ def wsd(values: Values, done: Scalar) -> Scalar:
     return 1 - (1 - values.final_fraction) * progress
 
 
-SCHEDULES: dict[str, Callable[..., Scalar]] = {"constant": constant, "cosine": cosine, "wsd": wsd}
+SCHEDULES: dict[str, Callable[..., Scalar]] = {
+    "constant": constant, "cosine": cosine, "cosine_epochs": cosine_epochs, "wsd": wsd
+}  # fmt: skip
 
 
 def learning_rate(config: OptimizerConfig, values: Values, step: Int[Array, ""]) -> Scalar:
@@ -152,7 +166,7 @@ def _rated(config: OptimizerConfig, declarations: Mapping[str, Any]) -> optax.Gr
         def one(param: Param, change: Array, value: Array) -> Array:
             if not param.trainable:
                 return jnp.zeros_like(change)
-            if param.decay:
+            if param.decay or config.decay_on == "all":
                 change = change + values.weight_decay.astype(change.dtype) * value.astype(change.dtype)
             return -(param.rate * rate).astype(change.dtype) * change
 

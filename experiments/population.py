@@ -212,15 +212,15 @@ class _Population:
         self.states, metrics = program.train_population(self.states, program.put_population(batch), self.stacked)
         numbers = functools.cache(functools.partial(jax.device_get, metrics))
         for row, (member, _) in list(self.members.items()):
-            self._after(row, member, given[row]["labels"], functools.partial(_of_row, numbers, row))
+            self._after(row, member, given[row].get("labels"), functools.partial(_of_row, numbers, row))
             member.device_waits = metrics["finite"].is_ready
         self._fill([row for row in range(self.width) if row not in self.members])
 
-    def _after(self, row: int, member: Member, labels: np.ndarray, metrics: Callable[[], Any]) -> None:
+    def _after(self, row: int, member: Member, labels: np.ndarray | None, metrics: Callable[[], Any]) -> None:
         try:
             member.step += 1
             finite = member.took(metrics, labels)
-            if finite and member.step < member.trial.train.steps:
+            if finite and member.step < member.last:
                 return member.fetch()
         except Exception as error:
             if is_out_of_memory(str(error)):

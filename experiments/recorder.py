@@ -42,9 +42,9 @@ class Recorder:
         """Seconds since the last speed that the loop waited for data, and the device for the loop."""
 
     # ----------------------------------------------------------------------------------------------------------- rows
-    def training(self, step: int, metrics: Mapping[str, Any], labels: np.ndarray) -> None:
-        """The row of a step of training; metrics: host numbers."""
-        scored, size = self.amount(labels)
+    def training(self, step: int, metrics: Mapping[str, Any], labels: np.ndarray | None) -> None:
+        """The row of a step of training; metrics: host numbers. labels: None where they are made in the step."""
+        scored, size = (0, 0) if labels is None else self.amount(labels)
         values = {f"train/{name}": float(value) for name, value in metrics.items() if name != "finite"}
         loss = values.pop("train/loss")
         self._row(step, {"train/loss": loss, **self._bits("train", loss * scored, size), **values})
@@ -53,6 +53,10 @@ class Recorder:
     def scores(self, step: int, split: str, nats: float, scored: int, size: int) -> None:
         """The row of an evaluation: nats over `scored` positions, whose labels have `size` bytes."""
         self._row(step, {f"{split}/loss": nats / max(scored, 1), **self._bits(split, nats, size)})
+
+    def answers(self, step: int, split: str, scores: Mapping[str, float | str | None]) -> None:
+        """The row of an evaluation of a task, or of one of its slices (`slices/NAME`)."""
+        self._row(step, {f"{split}/{name}": value for name, value in scores.items()})
 
     def _bits(self, split: str, nats: float, size: int) -> dict[str, float | None]:
         """Bits per byte or per base, where the objective codes the whole text (DataConfig.bits)."""
@@ -143,15 +147,18 @@ class Recorder:
 
     def result(self, status: str, step: int, parameters: int) -> dict[str, Any]:
         """done.json, with the last scores of each split."""
-        scores = {split: self._score(split) for split in ("validation", "test")}
+        scores: dict[str, Any] = {split: self._score(split) for split in ("validation", "test")}
+        if self.trial.data.slices:
+            scores["slices"] = {each.name: self._score(f"slices/{each.name}") for each in self.trial.data.slices}
         seconds = round(self.seconds, 3)
         return {"status": status, **self._at(step), **scores, "parameters": parameters, "seconds": seconds}
 
-    def _score(self, split: str) -> dict[str, float | None]:
-        name = f"{split}/loss"
-        row: Mapping[str, Any] = next((row for row in reversed(self.rows) if name in row), {})
-        bits = self.trial.data.bits
-        return {"loss": row.get(name), **({bits: row.get(f"{split}/{bits}")} if bits else {})}
+    def _score(self, split: str) -> dict[str, Any]:
+        """All scores of the last row that has any of this split."""
+        start, bits = f"{split}/", self.trial.data.bits
+        row: Mapping[str, Any] = next((row for row in reversed(self.rows) if f"{start}loss" in row), {})
+        found = {name.removeprefix(start): value for name, value in row.items() if name.startswith(start)}
+        return {"loss": None, **({bits: None} if bits else {}), **found}
 
 
 def amount(labels: np.ndarray, token_bytes: np.ndarray) -> tuple[int, int]:

@@ -4,10 +4,12 @@
     state = program.init(values)
     state, metrics = program.train_step(state, batch, values)      # state is donated: use the new one
     nats, scored = program.eval_step(state.params, batch)
+    nats, answers, labels = program.answer_step(state.params, rows)    # of a synthetic task
 
 A batch has tokens and labels (B, L), label -1 = not scored, or labels (B, K) with label_positions (B, K). It may have
 segment_ids (B, L) and padding (B, L); that of a model with an encoder has decoder_tokens (B, T), to which labels then
-belong, and may have decoder_padding (B, T). All arrays lie on the mesh of the trial.
+belong, and may have decoder_padding (B, T). That of a synthetic task has the numbers of its rows alone, and the step
+makes them (experiments/data/synthetic/rows.py). All arrays lie on the mesh of the trial.
 """
 
 from __future__ import annotations
@@ -24,14 +26,17 @@ import jax.numpy as jnp
 import optax
 
 from experiments import environment, hosts
+from experiments.answers import answers, pooled
 from experiments.compiling import Compilation, compiled
 from experiments.config import Trial, group_id
+from experiments.data.synthetic import TASKS
+from experiments.data.synthetic.rows import made
 from experiments.optimizer import Values, adamw, global_norm, learning_rate, precise, values_of
 from experiments.states import TrainState, like_params
 from hybrid.losses import IGNORED, token_losses
 from hybrid.model import forward
 from hybrid.params import declarations, init
-from hybrid.sharding import batch_shardings, make_mesh, on, param_shardings, replicated
+from hybrid.sharding import batch_shardings, constrain, make_mesh, on, param_shardings, replicated
 from hybrid.sublayers import Aux
 from hybrid.updates import updated
 from hybrid.validation import plain
@@ -102,11 +107,12 @@ class Program:
         return hosts.onto(dict(batch), batch_shardings(self.mesh, batch))
 
     def evaluation(self, name: str, make: Callable[[], Sequence[Batch]]) -> list[tuple[Tree, Any]]:
-        """(batch on the mesh, its labels on the host) of the fixed set `name`, which trials may share: put once."""
+        """(batch on the mesh, its labels on the host, None of a task) of the fixed set `name`, which trials may share:
+        put once."""
         if name not in self._fixed:
             while len(self._fixed) >= KEPT_SETS:
                 self._fixed.pop(next(iter(self._fixed)))
-            self._fixed[name] = [(self.put(batch), batch["labels"]) for batch in make()]
+            self._fixed[name] = [(self.put(batch), batch.get("labels")) for batch in make()]
         return self._fixed[name]
 
     # ---------------------------------------------------------------------------------------------------- the steps
@@ -147,6 +153,11 @@ class Program:
         """(sum of nats, scored positions) of a batch, without dropout."""
         whole = replicated(self.mesh)
         return self._run(Form("eval", self._evaluate, (params, batch), _form(batch), (whole, whole)))
+
+    def answer_step(self, params: Tree, rows: Tree) -> tuple[Any, Any, Any]:
+        """(nats, answers, labels), each (B, K), of numbered rows of a task; label -1 = not scored. No dropout."""
+        whole = replicated(self.mesh)
+        return self._run(Form("answer", self._answer, (params, rows), _form(rows), (whole, whole, whole)))
 
     # -------------------------------------------------------------------------------------------- members side by side
     def train_population(self, states: TrainState, batches: Tree, values: Values) -> tuple[TrainState, Tree]:
@@ -248,7 +259,26 @@ class Program:
         nats, scored = token_losses(self.model, params, hidden, batch["labels"], batch.get("label_positions"))
         return nats.sum(), scored.sum()
 
+    def _answer(self, params: Tree, rows: Batch) -> tuple[Any, Any, Any]:
+        batch = self._made(rows, training=False)
+        hidden, _ = forward(self.model, params, batch["tokens"], **_context(batch))
+        given = self._read_out(hidden), batch["labels"], batch.get("label_positions")
+        return *answers(self.model, params, *given), batch["labels"]
+
+    def _made(self, batch: Batch, training: bool) -> Batch:
+        """The batch, its rows made where it only numbers them."""
+        whole = made(self.trial.data, batch, training)
+        if whole is batch:
+            return batch
+        return {name: constrain(array, "batch", "length") for name, array in whole.items()}
+
+    def _read_out(self, hidden: Any) -> Any:
+        """Hidden states that answers are read from."""
+        task = TASKS.get(self.trial.data.source)
+        return hidden if task is None or task.readout == "positions" else pooled(hidden)
+
     def _train(self, state: TrainState, batch: Batch, values: Values) -> tuple[TrainState, Tree]:
+        batch = self._made(batch, training=True)
         key = jax.random.fold_in(values.key, state.step)
         loss, aux, gradients = self._gradients(state.params, batch, key, values.dropout)
         gradients = jax.lax.with_sharding_constraint(gradients, self.shardings.params)
@@ -284,6 +314,7 @@ class Program:
         def objective(params: Tree, part: Batch, key: Any) -> tuple[Any, tuple[Any, Aux]]:
             given = {**_context(part), "dropout_key": key, "dropout_rate": dropout}
             hidden, aux = forward(self.model, params, part["tokens"], **given)
+            hidden = self._read_out(hidden)
             nats, _ = token_losses(self.model, params, hidden, part["labels"], part.get("label_positions"))
             loss = nats.sum() / total
             return loss + sum(aux.losses.values()) / parts, (loss, aux)

@@ -120,7 +120,8 @@ def _width(trial: Trial) -> int:
     """How many runs of a group train side by side: what the trial asks for, else by platform. 0: as many as fit."""
     from experiments.environment import accelerator
 
-    return trial.train.population or (0 if accelerator() and trial.mesh == MeshConfig() else 1)
+    alone = trial.mesh != MeshConfig() or trial.data.mix  # on a mesh, or of several lengths
+    return trial.train.population or (0 if accelerator() and not alone else 1)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

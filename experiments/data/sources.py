@@ -17,6 +17,7 @@ from experiments.data import places
 from experiments.data.documents import Document, Progress, document, plain_lines, text_of
 from experiments.data.genomes import FastaFolder, Genomes
 from experiments.data.source import Fetched, Package, Source, digest, files, near
+from experiments.data.synthetic import TASKS
 from hybrid.validation import ConfigError, unknown
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def find(name: str) -> Source:
     """The row for DataConfig.source; raises ConfigError (data.source) with the nearest name."""
     row = SOURCES.get("tfds:NAME" if name.startswith("tfds:") and len(name) > 5 else name)
     if row is None or name == "tfds:NAME":
-        raise unknown("data.source", name, SOURCES, f"{name!r} is not a known source")
+        raise unknown("data.source", name, [*SOURCES, *TASKS], f"{name!r} is not a known source")
     return row
 
 
