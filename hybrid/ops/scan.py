@@ -271,31 +271,32 @@ def _chunked_backward(chunk, saved, cotangents):
         start = i * chunk
         steps = jnp.minimum(chunk, length - start)
 
-        def refill(j, states):  # states[j] enters position start + j
-            h = lax.dynamic_index_in_dim(states, j, 0, keepdims=False)
-            return _put(states, _advance(h, inputs, _position(inputs, start + j, dtype)), j + 1, axis=0)
+        def refill(j, carry):  # states[j] enters position start + j: the state that the position before left
+            h, states, dC = carry
+            t = start + j
+            h = _advance(h, inputs, _position(inputs, t, dtype))
+            return h, _put(states, h, j + 1, axis=0), _gathered(dC, h, _at(dy, t).astype(dtype), t, fixed_C)
 
         def position(k, carry):
-            g, dA, (dx, ddts, dB, dC) = carry  # g: cotangent of the state that leaves the position
+            g, dA, (dx, ddts, dB) = carry  # g: cotangent of the state that leaves the position
             j = steps - 1 - k
             t = start + j
             p, dy_t = _position(inputs, t, dtype), _at(dy, t).astype(dtype)
             before = lax.dynamic_index_in_dim(states, j, 0, keepdims=False)
-            after = lax.dynamic_index_in_dim(states, j + 1, 0, keepdims=False)
             g = g + (p.C if fixed_C else p.C[:, :, None]) * dy_t[:, None, :]
             gB = _read(g, p.B, fixed_B)
             dB = _gathered(dB, g, p.dt * p.x, t, fixed_B)
-            dC = _gathered(dC, after, dy_t, t, fixed_C)
             g = g * _decay(p.dt, A, p.keep)
             q = g * before  # derivative of dt A
             ddt = p.x * gB + _over_states(q * A)
             dA = dA + q * p.dt[:, None, :]
-            return g, dA, (_put(dx, p.dt * gB, t), _put(ddts, ddt, t), dB, dC)
+            return g, dA, (_put(dx, p.dt * gB, t), _put(ddts, ddt, t), dB)
 
-        g, dA, grads, states = carry
-        states = lax.fori_loop(0, steps, refill, _put(states, entering[i], 0, axis=0))
+        g, dA, grads, dC, states = carry
+        h = entering[i]
+        _, states, dC = lax.fori_loop(0, steps, refill, (h, _put(states, h, 0, axis=0), dC))
         g, dA, grads = lax.fori_loop(0, steps, position, (g, dA, grads))
-        return g, dA, grads, states
+        return g, dA, grads, dC, states
 
     fixed_B, fixed_C = _constant(inputs.B), _constant(inputs.C)
     grads = tuple(
@@ -303,7 +304,8 @@ def _chunked_backward(chunk, saved, cotangents):
         for array in (inputs.x, inputs.dt, inputs.B, inputs.C)
     )
     states = jnp.zeros((chunk + 1, *g.shape), dtype)
-    g, dA, (dx, ddt, dB, dC), _ = lax.fori_loop(0, chunks, one_chunk, (g, jnp.zeros_like(g), grads, states))
+    carry = (g, jnp.zeros_like(g), grads[:3], grads[3], states)
+    g, dA, (dx, ddt, dB), dC, _ = lax.fori_loop(0, chunks, one_chunk, carry)
     keep = None if inputs.keep is None else jnp.zeros_like(inputs.keep)
     dB, dC = (total.sum(0) if fixed else total for total, fixed in ((dB, fixed_B), (dC, fixed_C)))
     return _Inputs(dx, ddt, dA.sum(0), dB, dC, keep), g
