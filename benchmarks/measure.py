@@ -53,13 +53,15 @@ def spread(values: list[float]) -> Ratio:
 def paired(
     work: Mapping[str, Callable[[], object]], rounds: int, *, warm: int = 1, pause: float = 0.02
 ) -> dict[str, Times]:
-    """Seconds of each piece; each is run `warm` times first (compilation). A piece must end when its work has ended.
+    """Seconds of each piece, after `warm` rounds that are not timed: programs are compiled in them, and the heap finds
+    room for the arrays of all. A piece must end when its work has ended.
 
-    pause: seconds of rest before each, in which the threads of the piece before it go to sleep.
+    pause: seconds of rest before each, in which the threads of the piece before it go to sleep; after one of gigabytes
+    its memory goes back to the kernel in it, which takes a tenth of a second for each.
     """
     times = {name: Times() for name in work}
-    for run in work.values():
-        for _ in range(warm):
+    for _ in range(warm):
+        for run in work.values():
             run()
     for _ in range(rounds):
         for name, run in work.items():

@@ -81,7 +81,7 @@ def jamba() -> Iterator[Row]:
         return
     ours = Stepper(trial(2, 256))
     theirs = _transformers(ours, tokens(2, 256))
-    times = paired({"ours": ours, "theirs": theirs}, rounds=3)
+    times = paired({"ours": ours, "theirs": theirs}, rounds=3, warm=3)
     work = f"training step, batch 2, L 256: {MODEL}"
     yield faster(
         work, f"transformers' Jamba, same parameters, {threads()} threads", times["ours"], times["theirs"], bar=">= 20"
