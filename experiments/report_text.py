@@ -215,7 +215,7 @@ def _learnt(results: Results, data: pl.DataFrame) -> Iterator[str]:
     yield "## Seeds that learnt"
     yield ""
     yield f"A seed fails where it diverges or its test score is below {THRESHOLD:g}. Steps are those to {THRESHOLD:g}"
-    yield "on the validation split; runs that never got there count as *longer than their last step* (Kaplan and Meier)."
+    yield "on the validation split; a run that never got there counts as *longer than its last step* (Kaplan and Meier)."
     yield f"p compares the steps with those of {results.baseline} (log-rank, each comparison alone)."
     yield ""
     yield from grid(("arm", "seeds", "failing", "median steps", "95 %", "p"), rows)

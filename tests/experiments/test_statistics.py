@@ -226,7 +226,7 @@ def test_seeds_and_examples_both_widen_a_nested_interval():
     spread = np.std([row.mean() for row in many])
     assert narrow.high - narrow.low == pytest.approx(2 * 1.96 * spread / math.sqrt(6), rel=0.15)
     assert nested_interval(few) == wide and wide.estimator == "mean"
-    ten = nested_interval([[1.0, 2.0]] * 9 + [[99.0]])
+    ten = nested_interval([[1.0, 2.0]] * 19 + [[99.0]])
     assert ten.estimator == "interquartile mean" and ten.high < 2
     with pytest.raises(ValueError, match="one a seed"):
         nested_interval([[1.0], []])
