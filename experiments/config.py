@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from experiments import protocols
+from experiments.budgets import Lengths, Match, matched
 from experiments.data.config import DataConfig
 from experiments.data.objectives import OBJECTIVES
 from experiments.scores import SCORES
-from hybrid.accounting import parameters
 from hybrid.config import ModelConfig, as_plain
 from hybrid.placement import place
 from hybrid.validation import (
@@ -263,16 +263,6 @@ class Placed(Checked):
     period: PositiveInt | None = None
 
 
-@dataclass(frozen=True)
-class Match(Checked):
-    """Equal budgets: `by` is chosen so that the model has `parameters`, within `tolerance`, in steps of `multiple`."""
-
-    parameters: PositiveInt
-    by: Literal["d_ff", "d_model"] = "d_ff"
-    tolerance: PositiveFloat = 0.03
-    multiple: PositiveInt = 8
-
-
 def trial_from(values: Mapping[str, Any]) -> Trial:
     """A Trial from plain nested values; raises ConfigError with the field's full name."""
     names = [f.name for f in dataclasses.fields(Trial)]
@@ -293,7 +283,7 @@ def trial_from(values: Mapping[str, Any]) -> Trial:
 
 
 def model_from(values: Mapping[str, Any], data: DataConfig) -> tuple[ModelConfig, str]:
-    """(model, the word of its placement or ''): pattern placed, sizes taken from the data, parameters matched."""
+    """(model, the word of its placement or ''): pattern placed, sizes taken from the data, a budget matched."""
     from experiments.data import vocab_size
 
     fields = dict(values)
@@ -317,7 +307,8 @@ def model_from(values: Mapping[str, Any], data: DataConfig) -> tuple[ModelConfig
         fields["vocab_size"] = vocab_size(data)
     if match is None:
         return ModelConfig(**fields), word
-    return matched(fields, build(Match, match, "match")), word
+    lengths = Lengths(data.seq_len, OBJECTIVES[data.objective].targets(data) if fields.get("encoder") else None)
+    return matched(fields, build(Match, match, "match"), lengths), word
 
 
 def _place(placed: Placed) -> tuple[str, str]:
@@ -332,28 +323,6 @@ def _place(placed: Placed) -> tuple[str, str]:
         raise ConfigError(field, error.problem) from None
     mixed = placed.base in written and placed.insert in written and placed.base != placed.insert
     return written, (where if isinstance(where, str) else "indices") if mixed else ""
-
-
-def matched(fields: Mapping[str, Any], match: Match) -> ModelConfig:
-    """The ModelConfig whose `match.by` brings its parameters nearest to the wanted number (they grow with it)."""
-
-    def make(units: int) -> ModelConfig:
-        return ModelConfig(**{**fields, match.by: units * match.multiple})
-
-    def size(units: int) -> int:
-        return parameters(make(units)).total
-
-    low, high = 1, 2
-    while size(high) < match.parameters and high < 2**16:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if size(middle) <= match.parameters else (low, middle)
-    best = min((low, high), key=lambda units: abs(size(units) - match.parameters))
-    if abs(size(best) / match.parameters - 1) > match.tolerance:
-        reach = f"nearest is {size(best)} at {match.by} = {best * match.multiple}"
-        raise ConfigError("match.parameters", f"{match.parameters} cannot be reached by {match.by}; {reach}")
-    return make(best)
 
 
 # --- identity ---------------------------------------------------------------------------------------------------------

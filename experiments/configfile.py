@@ -21,7 +21,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, Union
 
-from experiments.config import Match, Placed, Trial
+from experiments.budgets import Match
+from experiments.config import Placed, Trial
 from hybrid.config import ModelConfig
 from hybrid.sublayers import KINDS
 from hybrid.validation import ConfigError, checked, hints, unknown

@@ -14,7 +14,7 @@ from experiments.manifest import run_folder
 from experiments.progress import align, duration
 from experiments.study import Run, Study, describe
 from hybrid.accounting import parameters
-from hybrid.pattern import compact
+from hybrid.pattern import compact, summary
 
 STRIPE = 64
 """Sublayers above which a pattern is shown in its compact form."""
@@ -75,13 +75,16 @@ def _prepare_jax(study: Study) -> None:
         prepare()
 
 
-HEAD = ("id", "arm", "changed", "pattern", "parameters", "FLOPs", "state", "time", "status")
+HEAD = ("id", "arm", "changed", "pattern", "attention", "parameters", "FLOPs", "state", "time", "status")
 
 
 def _row(entry: Entry) -> tuple[str, ...]:
     sizes = f"{entry.parameters:,}", quantity(entry.flops), quantity(entry.state_bytes, "B")
     status = "" if entry.status == "queued" else entry.status
-    about = entry.run.id, entry.run.arm, describe(entry.run.changed), stripe(entry.run)
+    model = entry.run.trial.model
+    counts = summary(model.pattern, {letter: kind for letter, kind, _ in model.symbols})
+    attention = f"{counts.attention} of {counts.mixers}"
+    about = entry.run.id, entry.run.arm, describe(entry.run.changed), stripe(entry.run), attention
     return *about, *sizes, duration(entry.seconds), status
 
 

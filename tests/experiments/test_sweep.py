@@ -95,8 +95,9 @@ def sweep():
     result = workshop.sweep("--dry_run")
     assert result.code == 2, "a point is refused, and so would be the study"
     lines = result.out.splitlines()
-    assert lines[0].split() == ["id", "arm", "changed", "pattern", "parameters", "FLOPs", "state", "time", "status"]
-    assert re.match(r"[0-9a-f]{12}  M-M-A-M-  ratio=1:3 +M-M-A-M- +\d\d,\d{3} +\d+ M +[\d.]+ kB +\d+ s", lines[1])
+    header = ["id", "arm", "changed", "pattern", "attention", "parameters", "FLOPs", "state", "time", "status"]
+    assert lines[0].split() == header
+    assert re.match(r"[0-9a-f]{12}  M-M-A-M-  ratio=1:3 +M-M-A-M- +1 of 4 +\d\d,\d{3} +\d+ M +[\d.]+ kB +\d+ s", lines[1])
     assert [line.split()[0] for line in lines].count("duplicate") == 2
     (refused,) = [line for line in lines if line.startswith("refused")]
     assert "ratio=1:6" in refused and "model.ratio" in refused
