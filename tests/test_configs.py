@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import data
 from experiments.configfile import ConfigFile
 from experiments.data.objectives import OBJECTIVES, Rows
 from experiments.data.vocabulary import vocabulary
@@ -74,7 +75,9 @@ def test_a_step_of_every_arm_can_be_traced(path):
 
 
 def batch_of(trial):
-    """A batch of the trial's objective, of tokens that are all 3."""
+    """A batch of the trial's objective, of tokens that are all 3; of a task the numbers of its first rows."""
+    if trial.data.is_task:
+        return data.load(trial.data, seed=0, evaluation_sequences=1).batch(0)
     objective, size = OBJECTIVES[trial.data.objective], trial.data.batch_size
     index = np.arange(size)
     tokens = np.full((size, objective.width(trial.data)), 3, np.int32)

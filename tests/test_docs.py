@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from mktestdocs import check_md_file
 
+from experiments.data.synthetic import TASKS
 from hybrid import pattern
 from hybrid.sublayers import KINDS
 
@@ -19,9 +20,9 @@ def as_before(tmp_path, monkeypatch):
     """In an empty folder with data of its own, and what a page registers is gone after it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYBRID_DATA", str(tmp_path / "data"))
-    kinds, symbols = dict(KINDS), dict(pattern.SYMBOLS)
+    kinds, symbols, tasks = dict(KINDS), dict(pattern.SYMBOLS), dict(TASKS)
     yield
-    for table, old in ((KINDS, kinds), (pattern.SYMBOLS, symbols)):
+    for table, old in ((KINDS, kinds), (pattern.SYMBOLS, symbols), (TASKS, tasks)):
         table.clear()
         table.update(old)
 

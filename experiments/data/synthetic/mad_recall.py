@@ -72,8 +72,15 @@ def check_recall(config: RecallConfig, seq_len: int) -> None:
     must(config.frac_noise == 0 or config.noise_vocab_size > 0, "task.frac_noise", problem)
 
 
-def _one_of_the_values(config: RecallConfig, seq_len: int) -> float:
-    return 1 / _halves(config)[1]
+def _value_before(config: RecallConfig, seq_len: int) -> float:
+    """Of answering the value just read: often the pair before has the same key, else values are equal by luck."""
+    n_keys, n_values = _halves(config)
+    pairs, kept = seq_len // 2, 1 - config.frac_noise
+    new = 1 - kept / n_keys  # the share of pairs that do not show a given key
+    asked = sum(kept * (1 - new**i) for i in range(1, pairs - 1)) + 1
+    distinct = max(n_keys * (1 - new ** (pairs - 1)), 1.0)
+    same = ((pairs - 2) * kept**2 / n_keys + kept / distinct) / asked
+    return same + (1 - same) / n_values
 
 
 # --- fuzzy recall -----------------------------------------------------------------------------------------------------
@@ -177,7 +184,7 @@ IN_CONTEXT = Task(
     config=RecallConfig,
     vocab_size=lambda config: config.vocab_size,
     row=recall,
-    chance=_one_of_the_values,
+    chance=_value_before,
     check=check_recall,
     scores=macro_accuracy,
     names=_NAMES,
@@ -188,7 +195,7 @@ NOISY = Task(
     config=NoisyConfig,
     vocab_size=lambda config: config.vocab_size,
     row=recall,
-    chance=_one_of_the_values,
+    chance=_value_before,
     check=check_recall,
     scores=macro_accuracy,
     names=_NAMES,
