@@ -146,6 +146,9 @@ class Run:
         self.run = RunFolder(path)
         self.trial: Trial = trial_from(self.run.record["trial"])
         self.config = self.trial.model
+        if self.trial.data.is_task:
+            problem = f"was trained on the synthetic task {self.trial.data.source!r}; it does not continue a prompt"
+            raise ConfigError("", f"{str(path)!r} {problem}")
         if self.trial.data.objective != "causal":
             problem = f"was trained with data.objective = {self.trial.data.objective!r}; it does not continue a prompt"
             raise ConfigError("", f"{str(path)!r} {problem}")
@@ -154,7 +157,7 @@ class Run:
 
     @functools.cached_property
     def text(self) -> Text:
-        from experiments.data import prepare
+        from experiments.data.stream import prepare
         from experiments.data.tokenizers import KINDS
 
         kind, data = KINDS[self.trial.data.tokenizer], self.trial.data
