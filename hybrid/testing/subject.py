@@ -77,6 +77,7 @@ class Subject:
         self.config = dataclasses.replace(self.given, param_dtype="float64", compute_dtype="float64")
         self.view = self.config.sublayer(self.symbol)[1]
         self.traits = self.kind.traits(self.view)
+        self._rounding: dict[bool, float] = {}
 
     def __str__(self) -> str:
         return f"{self.symbol} ({self.kind.group})"
@@ -218,8 +219,11 @@ class Subject:
 
     def rounding(self, segment_ids: Any = None) -> float:
         """What counts as zero beside one: exactly 0, and float64 noise where a Fourier transform mixes positions."""
-        program = str(jax.make_jaxpr(self._apply)(self.params, self.inputs(1), segment_ids))
-        return 1e-12 if "fft" in program else 0.0
+        packed = segment_ids is not None
+        if packed not in self._rounding:
+            program = str(jax.make_jaxpr(self._apply)(self.params, self.inputs(1), segment_ids))
+            self._rounding[packed] = 1e-12 if "fft" in program else 0.0
+        return self._rounding[packed]
 
 
 def context(x: Any, segment_ids: Any = None, padding: Any = None) -> Context:
