@@ -1,0 +1,297 @@
+"""Synthetic tasks: where architectures part. Sizes are those of two CPU cores; `gpu` is larger.
+
+Scores are accuracies. A claim that was published as a number is tried as an order, because the protocol is reduced.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from experiments.claims.claim import Claim, Finding, Scale, level, orders
+
+if TYPE_CHECKING:
+    from experiments.results import Results
+
+LEARNT, FAILED = 0.9, 0.5
+"""Accuracy from which a task counts as done, and up to which as not done."""
+
+
+def _large(steps: int, *more: str) -> tuple[str, ...]:
+    return (f"--config.train.steps={steps}", *more)
+
+
+def _wider(width: int, heads: int, parameters: int, steps: int, *more: str) -> tuple[str, ...]:
+    sizes = (f"--config.model.d_model={width}", f"--config.model.n_heads={heads}")
+    return (*sizes, f"--config.model.match.parameters={parameters}", f"--config.train.steps={steps}", *more)
+
+
+LONGER = ("--config.data.seq_len=256", "--config.data.task.num_kv_pairs=48", "--config.data.task.vocab_size=8192")
+
+
+# --- one layer --------------------------------------------------------------------------------------------------------
+
+
+def sharp_four(results: Results | None) -> list[Finding]:
+    assert results is not None
+    convolved, bare = "convolution, attention", "mamba without convolution"
+    return [
+        level(results, convolved, "0.99", LEARNT, math.inf),
+        level(results, bare, "0.02", -math.inf, FAILED),
+        *orders(results, [(convolved, "attention", "one layer of attention fails, with a convolution it does not"),
+                          ("mamba", bare, "Mamba solves it, without its convolution it does not")]),
+    ]  # fmt: skip
+
+
+# --- figure 2 of Zoology ----------------------------------------------------------------------------------------------
+
+
+def zoology(results: Results | None) -> list[Finding]:
+    assert results is not None
+    numbers = {"hyena": ("0.52", "0.75"), "short convolution": ("0.70", "0.95")}
+    pairs = []
+    for name, (narrow, wide) in numbers.items():
+        pairs += [("attention 64", f"{name} 64", f"1.00 and {narrow}")]
+        pairs += [(f"{name} 128", f"{name} 64", f"{wide} and {narrow}")]
+    return [level(results, "attention 64", "1.00", LEARNT, math.inf), *orders(results, pairs)]
+
+
+# --- ratio, depth, placement ------------------------------------------------------------------------------------------
+
+
+def ratio(results: Results | None) -> list[Finding]:
+    assert results is not None
+    some = "recall rises with attention"
+    return [
+        *orders(results, [("1/4", "none", some), ("1/2", "none", some), ("all", "none", some)]),
+        level(results, "1/4", "a few layers are enough", LEARNT, math.inf),
+    ]
+
+
+def depth(results: Results | None) -> list[Finding]:
+    assert results is not None
+    some = "one layer of eight is enough (Jamba 1:7)"
+    return [
+        *orders(results, [("1/8", "none", some), ("1/4", "none", "recall rises with attention")]),
+        level(results, "1/8", some, LEARNT, math.inf),
+    ]
+
+
+def placement(results: Results | None) -> list[Finding]:
+    assert results is not None
+    return orders(results, [(place, "first", "attention first is worst") for place in ("even", "middle", "last")])
+
+
+# --- in context -------------------------------------------------------------------------------------------------------
+
+
+def few_shot(results: Results | None) -> list[Finding]:
+    assert results is not None
+    better = "IMDB 84 to 91 with attention, 49 without"
+    return orders(results, [(arm, "mamba", better) for arm in ("1:7", "1:3", "attention")])
+
+
+def no_positions(results: Results | None) -> list[Finding]:
+    assert results is not None
+    pairs = [
+        ("mamba first, none", "attention, rope", "no positions are needed after a Mamba"),
+        ("attention, rope", "attention, none", "attention alone needs them"),
+    ]
+    return orders(results, pairs)
+
+
+def induction(results: Results | None) -> list[Finding]:
+    """Read from the slices: accuracy at lengths beyond training."""
+    assert results is not None
+    return [
+        _slice(results, "mamba", "2^6", "1.00", LEARNT, math.inf),
+        _slice(results, "attention", "2^6", "1.00", LEARNT, math.inf),
+        _slice(results, "mamba", "2^14", "1.00", LEARNT, math.inf),
+        _slice(results, "attention", "2^12", "0.09", -math.inf, FAILED),
+    ]
+
+
+def _slice(results: Results, arm: str, name: str, published: str, least: float, most: float) -> Finding:
+    """The arm's accuracy on one slice, judged as its score on the whole test split would be."""
+    import dataclasses
+
+    import polars as pl
+
+    part = results.slices.filter((pl.col("slice") == name) & (pl.col("score") == results.score))
+    column = f"test_{results.score}"
+    runs = results.runs.drop(column).join(part.select("id", pl.col("value").alias(column)), on="id", how="left")
+    found = level(dataclasses.replace(results, runs=runs.select(results.runs.columns)), arm, published, least, most)
+    return dataclasses.replace(found, statement=f"{arm} at {name} tokens")
+
+
+def copying(results: Results | None) -> list[Finding]:
+    assert results is not None
+    pairs = [
+        ("all selective", "none selective", "99.8 and 56.4"),
+        ("all selective", "hyena", "99.8 and 28.4"),
+        ("dt", "none selective", "of perplexity: dt 9.81, none 10.93"),
+        ("dt", "B", "of perplexity: dt 9.81, B 10.15"),
+        ("dt", "C", "of perplexity: dt 9.81, C 9.98"),
+    ]
+    return [level(results, "all selective", "0.998", LEARNT, math.inf), *orders(results, pairs)]
+
+
+def mad(results: Results | None) -> list[Finding]:
+    assert results is not None
+    pairs = [
+        ("attention", "hyena", "94.1 and 81.7"),
+        ("mamba", "hyena", "90.4 and 81.7"),
+        ("hyena, attention", "hyena", "striped 100, Hyena 81.7"),
+    ]
+    return orders(results, pairs)
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+CLAIMS = (
+    Claim(
+        name="sharp-four",
+        about="Which part of one layer does recall?",
+        source="Okpekpe & Orvieto 2025 (2508.19029)",
+        published="99 % for attention behind a short convolution, 2 % for Mamba without its convolution",
+        agreement=f"at least {LEARNT} and at most {FAILED}; attention and Mamba better with the convolution (sign)",
+        judge=sharp_four,
+        scales={
+            "cpu": Scale("configs/claims/sharp_four.py", reduced="4 pairs of 512 tokens in 64, not 8192 in 512"),
+            "gpu": Scale("configs/claims/sharp_four.py", _large(10_000, *LONGER), reduced="width 64, 256 tokens"),
+        },
+    ),
+    Claim(
+        name="zoology-mqar",
+        about="Which mixers recall four pairs in 64 tokens?",
+        source="Arora et al. 2024 (Zoology), figure 2, read off the figure (± 0.03; reruns differ by ± 0.25)",
+        published="attention 1.00; Hyena 0.52 and 0.75, convolutions 0.70 and 0.95 at width 64 and 128",
+        agreement="attention at least 0.9; each of the others below it at width 64, and better at 128 (sign)",
+        judge=zoology,
+        scales={
+            "cpu": Scale(
+                "configs/claims/zoology_mqar.py",
+                reduced="vocabulary 1024 instead of 8192, 20,000 rows instead of 100,000, 20 epochs instead of 64",
+            ),
+            "gpu": Scale(
+                "configs/claims/zoology_mqar.py",
+                ("--config.data.task.vocab_size=8192", "--config.data.examples=100000", "--config.data.batch_size=512",
+                 "--config.train.steps=12544"),
+                reduced="two widths instead of four",
+            ),
+        },
+        full_cost="448 runs on 8 A100",
+    ),
+    Claim(
+        name="recall-ratio",
+        about="How much attention does recall need?",
+        source="Wang et al. 2025 (2507.06457); Dao & Gu 2024; Lieber et al. 2024",
+        published="recall rises with attention, and a few layers are enough",
+        agreement=f"1/4, 1/2 and all above none (sign); 1/4 reaches {LEARNT}",
+        judge=ratio,
+        scales={
+            "cpu": Scale("configs/claims/recall_ratio.py", reduced="4 mixers of width 64; 12 pairs in 64 tokens"),
+            "gpu": Scale(
+                "configs/claims/recall_ratio.py", _wider(128, 8, 1_500_000, 8_000, *LONGER),
+                reduced="4 mixers of width 128; 48 pairs in 256 tokens",
+            ),
+        },
+    ),
+    Claim(
+        name="recall-depth",
+        about="Is it the share of attention, or the count? (Compare 1/8 of 8 with 1/4 of 4 in recall-ratio.)",
+        source="Lieber et al. 2024 (Jamba), section 6.2: one attention layer in eight is enough",
+        published="hybrids learn in context with 1 of 8 layers attention",
+        agreement=f"1/8 and 1/4 above none (sign); 1/8 reaches {LEARNT}",
+        judge=depth,
+        scales={
+            "cpu": Scale("configs/claims/recall_depth.py", reduced="8 mixers of width 64; 12 pairs in 64 tokens"),
+            "gpu": Scale(
+                "configs/claims/recall_depth.py", _wider(128, 8, 3_000_000, 8_000, *LONGER),
+                reduced="8 mixers of width 128; 48 pairs in 256 tokens",
+            ),
+        },
+    ),
+    Claim(
+        name="recall-placement",
+        about="Where should the one attention layer stand for recall?",
+        source="Dao & Gu 2024 (Mamba-2), section 9.2; Bae et al. 2025 (2510.04800)",
+        published="not first; middle and even are best",
+        agreement="even, middle and last above first (sign)",
+        judge=placement,
+        scales={"cpu": Scale("configs/claims/recall_placement.py", reduced="4 mixers of width 64, recall alone")},
+    ),
+    Claim(
+        name="few-shot",
+        about="Can a stack learn a map from its prompt?",
+        source="Lieber et al. 2024 (Jamba), section 6.2 and table 6",
+        published="IMDB: attention 84.1, Mamba 48.8 (answers in the wrong form), Jamba 90.9",
+        agreement="1:7, 1:3 and attention above Mamba (sign); the share of valid answers stands in the table of runs",
+        judge=few_shot,
+        scales={
+            "cpu": Scale("configs/claims/few_shot.py", reduced="8 mixers of width 64 on a synthetic task, not 1.3 B")
+        },
+        full_cost="three models of 1.3 B parameters, 250 B tokens each",
+    ),
+    Claim(
+        name="no-positions",
+        about="Does a Mamba before attention make positions unnecessary?",
+        source="Lieber et al. 2024 (Jamba), section 6.5 and table 8",
+        published="log-probabilities with and without rotary positions are identical",
+        agreement="Mamba first without positions beats attention with them; attention without them loses (sign)",
+        judge=no_positions,
+        scales={"cpu": Scale("configs/claims/no_positions.py", reduced="0.25 M parameters, 1.6 M bytes")},
+        full_cost="two models of 1.3 B parameters, 250 B tokens each",
+    ),
+    Claim(
+        name="induction-heads",
+        about="Who still finds what followed a sign in far longer texts?",
+        source="Gu & Dao 2023 (Mamba), table 11",
+        published="trained at 2^8: Mamba exact to 2^20; attention with rotary positions 0.31 at 2^10, 0.09 at 2^12",
+        agreement=f"both reach {LEARNT} at the trained length; Mamba does at 2^14, attention is below {FAILED} at 2^12",
+        judge=induction,
+        scales={
+            "cpu": Scale("configs/claims/induction_heads.py", reduced="trained at 64 tokens instead of 256; to 2^14"),
+            "gpu": Scale(
+                "configs/claims/induction_heads.py", _large(20_000, "--config.data.seq_len=256"),
+                reduced="20,000 steps of batch 32 instead of 204,800 to 409,600 of batch 8; to 2^14",
+            ),
+        },
+    ),
+    Claim(
+        name="selective-copying",
+        about="Does copying among noise need selection, and of what?",
+        source="Gu & Dao 2023 (Mamba), table 1; the parts are asked of this task by us, table 7 asked perplexity",
+        published="S6 99.8, S4 56.4, Hyena 28.4; perplexity: all 8.71, dt 9.81, C 9.98, B 10.15, none 10.93",
+        agreement=f"all selective reaches {LEARNT}, and beats none and Hyena (sign); dt beats none, B and C (sign)",
+        judge=copying,
+        scales={
+            "cpu": Scale(
+                "configs/claims/selective_copying.py",
+                reduced="256 tokens instead of 4096, 4,000 steps instead of 400,000",
+            ),
+            "gpu": Scale(
+                "configs/claims/selective_copying.py", _large(20_000, "--config.data.seq_len=1040"),
+                reduced="1024 tokens instead of 4096, 20,000 steps instead of 400,000",
+            ),
+        },
+        full_cost="400,000 steps of 64 x 4112 tokens a run",
+    ),
+    Claim(
+        name="mad-recall",
+        about="Which mixers do in-context recall as MAD asks it?",
+        source="Poli et al. 2024 (MAD), as Yang et al. 2024 (DeltaNet), figure 3, quotes it",
+        published="in-context recall: Transformer 94.1, Hyena 81.7, Mamba 90.4, striped with attention 100",
+        agreement="attention, Mamba and the striped stack above Hyena (sign)",
+        judge=mad,
+        scales={
+            "cpu": Scale(
+                "configs/claims/mad.py", reduced="the baseline setting of one task of six, 20 epochs instead of 200"
+            ),
+            "gpu": Scale(
+                "configs/claims/mad.py", _large(20_000), reduced="the baseline setting of one task of six"
+            ),
+        },
+        full_cost="six tasks, 55 settings, 6 runs each and arm",
+    ),
+)  # fmt: skip
