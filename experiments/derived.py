@@ -12,6 +12,7 @@ from typing import Any
 
 from experiments.config import Trial, digest
 from experiments.data.objectives import OBJECTIVES
+from experiments.data.synthetic.rows import tokens_read
 from experiments.environment import cache_folder
 from experiments.files import read_json, write_json
 from experiments.versions import code
@@ -42,7 +43,7 @@ def derived(trial: Trial, fingerprint: str | None) -> dict[str, Any]:
 
 def total_flops(trial: Trial, flops_per_token: float) -> float:
     """Of the whole training, without its evaluations."""
-    return flops_per_token * trial.train.steps * trial.data.batch_size * trial.data.seq_len
+    return flops_per_token * tokens_read(trial.data, trial.train.steps)
 
 
 def _file(trial: Trial) -> Path:

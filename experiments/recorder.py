@@ -12,6 +12,7 @@ import numpy as np
 
 from experiments import tracking
 from experiments.config import Trial
+from experiments.data.synthetic.rows import tokens_read
 from experiments.runs import RunFolder
 from hybrid.losses import IGNORED
 
@@ -82,7 +83,7 @@ class Recorder:
             self._mirror.log(row)
 
     def _at(self, step: int) -> dict[str, Any]:
-        tokens = step * self.trial.data.batch_size * self.trial.data.seq_len
+        tokens = tokens_read(self.trial.data, step)
         return {"step": step, "tokens": tokens, "flops": int(tokens * self.flops_per_token)}
 
     # ---------------------------------------------------------------------------------------------------------- times
@@ -123,7 +124,7 @@ class Recorder:
         elapsed = now - self._last
         if elapsed < SPEED_SECONDS and step < self.trial.train.steps:
             return
-        tokens = (step - self._last_step) * self.trial.data.batch_size * self.trial.data.seq_len
+        tokens = tokens_read(self.trial.data, step) - tokens_read(self.trial.data, self._last_step)
         self._last, self._last_step = now, step
         if tokens and elapsed > 0:
             speed = round(tokens / elapsed, 1)

@@ -210,3 +210,16 @@ def epoch_steps(config: DataConfig) -> int:
     """Steps of an epoch of the fixed training set; 0 where rows are always fresh."""
     sizes = [part.examples for part in config.mix] if config.mix else [config.examples]
     return sum(-(-size // config.batch_size) for size in sizes)
+
+
+def tokens_read(config: DataConfig, steps: int) -> int:
+    """Tokens of so many training batches: parts of a mix have lengths of their own."""
+    if not config.mix:
+        return steps * config.batch_size * config.seq_len
+    batches = [-(-part.examples // config.batch_size) for part in config.mix]
+    epochs, left = divmod(steps, sum(batches))
+    rows = 0
+    for part, count in zip(config.mix, batches, strict=True):
+        rows += (epochs * count + min(left, count)) * part.seq_len
+        left -= min(left, count)
+    return rows * config.batch_size

@@ -11,7 +11,7 @@ import pytest
 
 from experiments import data
 from experiments.data.config import DataConfig
-from experiments.data.synthetic.rows import epoch_steps, made
+from experiments.data.synthetic.rows import epoch_steps, made, tokens_read
 from hybrid.testing.subject import compiled
 from hybrid.validation import ConfigError, build, plain
 
@@ -74,6 +74,7 @@ def test_splits_and_parts_have_no_row_in_common():
 def test_parts_of_a_mix_follow_each_other():
     one = load(mix=[{"examples": 8}, {"seq_len": 32, "num_kv_pairs": 4, "examples": 5}], order="fixed")
     assert epoch_steps(one.config) == 4
+    assert [tokens_read(one.config, steps) for steps in (1, 2, 3, 4, 5)] == [64, 128, 256, 384, 448]
     names = [next(iter(one.batch(step))) for step in range(8)]
     assert names == 2 * ["rows:mix 0", "rows:mix 0", "rows:mix 1", "rows:mix 1"]
     assert one.batch(3)["rows:mix 1"][:, 3].tolist() == [4, 0, 1, 2]  # filled up from the beginning
