@@ -301,7 +301,8 @@ def model_from(values: Mapping[str, Any], data: DataConfig) -> tuple[ModelConfig
         problem = "must be given (or mixers, base, insert, ratio or count, placement)"
         raise ConfigError("pattern", problem + nearest("pattern", [n for n in fields if n != "pattern"]))
     if isinstance(fields.get("hyena", {}), Mapping):
-        fields["hyena"] = {"filter_length": data.seq_len, **fields.get("hyena", {})}
+        longest = max([data.seq_len, *(part.seq_len for part in data.mix)])
+        fields["hyena"] = {"filter_length": longest, **fields.get("hyena", {})}
     match = fields.pop("match", None)
     if fields.get("vocab_size") is None:
         fields["vocab_size"] = vocab_size(data)

@@ -130,6 +130,37 @@ def _zoology(given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+STATE_MIX = ((64, 4, 100_000), (128, 8, 20_000), (256, 16, 20_000), (256, 32, 20_000), (256, 64, 20_000))
+"""(length, pairs, rows) of the training set of recall against state, read one after another."""
+
+STATE_SLICES = ((64, 4), (64, 8), (64, 16), (128, 32), (256, 64), (512, 128), (1024, 256))
+"""(length, pairs) of its test rows, 1,000 each; its score is the mean accuracy over all of them."""
+
+
+def _zoology_state(given: Mapping[str, Any]) -> dict[str, Any]:
+    size = _number(given, "data.batch_size", 256)
+    epoch = sum(-(-examples // size) for _, _, examples in STATE_MIX)
+    mix = tuple({"seq_len": n, "num_kv_pairs": pairs, "examples": rows} for n, pairs, rows in STATE_MIX)
+    slices = tuple(
+        {"name": f"L {n}, {pairs} pairs", "seq_len": n, "num_kv_pairs": pairs, "sequences": 1000, "if_too_long": "skip"}
+        for n, pairs in STATE_SLICES
+    )
+    own = {
+        "data.batch_size": size,
+        "data.examples": 0,
+        "data.mix": mix,
+        "data.slices": slices,
+        "model.positions": "none",
+        "model.max_length": None,
+        "train.steps": 32 * epoch,
+        "train.stop_at": None,
+        "evaluate.every": epoch,
+        "evaluate.sequences": 1000,
+        "checkpoint.every": epoch,
+    }
+    return _zoology(given) | own
+
+
 # --- MAD --------------------------------------------------------------------------------------------------------------
 
 MAD_ROWS = {
@@ -339,6 +370,18 @@ PROTOCOLS: dict[str, Protocol] = {
             "initial output projections are divided by sqrt(sublayers), there by sqrt(2 layers)",
             "fillers are blank as in the paper; the later default of its code is `random`",
         ),
+    ),
+    "zoology-state": Protocol(
+        about="recall against the bytes of state: trained on lengths 64 to 256, tested on 64 to 1,024",
+        source="Arora et al. 2024 (Based), the example configs of zoology",
+        tasks=("mqar",),
+        values=_zoology_state,
+        rates=(1e-3, 10**-2.5, 1e-2, 10**-1.5),
+        quirks=(
+            "parts of the training set follow each other from short to long in every epoch; they are not mixed",
+            "the rate is chosen on the test rows; one seed; no positions, attention included",
+        ),
+        differs=("validation rows are those of L = 64 with 4 pairs", "it is not stopped early"),
     ),
     "mad": Protocol(
         about="the six tasks of MAD: 200 epochs, batch 128, the best of three rates and two decays",

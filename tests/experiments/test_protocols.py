@@ -6,7 +6,7 @@ import pytest
 
 from experiments.config import identity, trial_from, trial_plain
 from experiments.data.synthetic import TASKS
-from experiments.protocols import MAD_ROWS, MAD_SETTINGS, PROTOCOLS
+from experiments.protocols import MAD_ROWS, MAD_SETTINGS, PROTOCOLS, STATE_MIX, STATE_SLICES
 from hybrid.validation import ConfigError
 
 
@@ -41,6 +41,15 @@ def test_zoology_figure_2():
         "2.15e-03",
         "1.00e-02",
     ]
+
+
+def test_zoology_recall_against_state():
+    one = trial("zoology-state", pattern="HA")
+    assert [(part.seq_len, part.task.num_kv_pairs, part.examples) for part in one.data.mix] == list(STATE_MIX)
+    assert [(each.seq_len, each.task.num_kv_pairs) for each in one.data.slices] == list(STATE_SLICES)
+    assert (one.train.steps, one.data.batch_size) == (32 * (391 + 4 * 79), 256)
+    assert one.model.hyena.filter_length == 256  # the longest part; slices beyond it are left out
+    assert [bool(one.too_long(each.seq_len)) for each in one.data.slices] == 5 * [False] + 2 * [True]
 
 
 @pytest.mark.parametrize("source", MAD_ROWS)
@@ -93,7 +102,7 @@ def test_what_a_config_sets_stays_and_everything_is_written_out():
 
 def test_words_that_are_no_protocol_and_tasks_that_are_not_its_own_are_refused():
     with pytest.raises(
-        ConfigError, match=r"protocol: 'zoology' is not a known protocol; did you mean 'zoology-iclr24'"
+        ConfigError, match=r"protocol: 'zoology' is not a known protocol; did you mean 'zoology-state'"
     ):
         trial("zoology")
     with pytest.raises(ConfigError, match=r"data.source: 'parity' is not allowed; mad is about mad-in-context-recall"):

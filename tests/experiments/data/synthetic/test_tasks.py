@@ -241,6 +241,8 @@ def test_few_shot_maps_change_with_the_prompt_and_are_shown():
         assert all(shown[tuple(line[:2].tolist())] == line[3] for line in lines)
         pairs.update(shown.items())
     assert max(pairs.values()) < 5  # of 2000: no map stays
+    words = np.bincount(labels[:, 0], minlength=19)[3:] / ROWS
+    assert words.shape == (16,) and abs(words - 1 / 16).max() < 0.02
     assert (positions == LENGTHS["few-shot"] - 1).all()
 
 
