@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -13,6 +15,13 @@ os.environ.setdefault("HYBRID_CACHE", str(ROOT / ".cache" / "tests"))
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")  # tests make thousands of small programs
+# Compiling is most of what tests cost, for programs that run once or twice: without LLVM's optimisations, and without
+# a pipeline of passes for each fused loop, it takes a quarter of the time. What tests start has it from here too.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+PLAIN = "--xla_cpu_use_fusion_emitters"
+_flags = os.environ.get("XLA_FLAGS", "")
+if PLAIN not in _flags and metadata.version("jaxlib").startswith("0.10."):  # an unknown flag ends the process
+    os.environ["XLA_FLAGS"] = f"{_flags} {PLAIN}=false".strip()
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a background job; what tests start would ignore it too
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -33,15 +42,44 @@ import pytest  # noqa: E402
 MAPS = 25_000
 """Regions of memory that a process may have mapped before its compiled programs are let go: each takes some ten, and
 Linux ends a process that wants more than 65,530 (vm.max_map_count)."""
+EVERY = 8
+"""Tests from one look at the maps to the next: the kernel writes a list of that length in a hundredth of a second."""
+
+_since: list[None] = []
 
 
 @pytest.fixture(autouse=True)
 def few_maps():
     """Worksteal gives one process a thousand tests."""
     yield
+    _since.append(None)
     maps = Path("/proc/self/maps")
-    if "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > MAPS:
+    if len(_since) % EVERY == 0 and "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > MAPS:
         sys.modules["jax"].clear_caches()
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that no process ends with such a one while the other has nothing to do."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish():
+    """A million objects of libraries are there for good: the collector need not look at them again at every trace."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
+@pytest.fixture
+def optimised():
+    """Programs are compiled in this test as users have them."""
+    import jax
+
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture
