@@ -11,9 +11,10 @@ from experiments.grid import axis, chain, point, product
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Four mixers and no MLP, as zoology has it; fresh rows at every step, 16 pairs in 64 tokens.
+    """Four mixers and no MLP, as zoology has it; fresh rows at every step, 4 pairs in 64 tokens, 64 tokens in all.
 
-    Mamba's state is small on purpose (4 a channel): with more than the pairs need there is nothing to see.
+    Slices ask for more pairs than were trained. Mamba's state is small (4 a channel): with more than the pairs need
+    there is nothing to see. Runs end when they know the task, so strong arms cost least.
     """
     return ml_collections.ConfigDict(
         {
@@ -31,14 +32,14 @@ def get_config() -> ml_collections.ConfigDict:
             },
             "data": {
                 "source": "mqar",
-                "task": {"vocab_size": 256, "num_kv_pairs": 16},
-                "slices": {f"{pairs} pairs": {"num_kv_pairs": pairs} for pairs in (4, 8)},
+                "task": {"vocab_size": 64, "num_kv_pairs": 4},
+                "slices": {f"{pairs} pairs": {"num_kv_pairs": pairs} for pairs in (8, 16)},
                 "seq_len": 64,
-                "batch_size": 64,
+                "batch_size": 128,
             },
-            "train": {"steps": 2000, "log_every": 50, "stop_at": 0.999},
-            "evaluate": {"every": 100, "sequences": 512},
-            "checkpoint": {"every": 500},
+            "train": {"steps": 600, "log_every": 50, "stop_at": 0.995},
+            "evaluate": {"every": 50, "sequences": 512},
+            "checkpoint": {"every": 200},
             "study": {"name": "recall", "seeds": 3, "baseline": "0"},
             "seed": 0,
         }

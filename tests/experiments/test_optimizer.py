@@ -138,3 +138,24 @@ def test_the_learning_rate_of_every_step(x64, schedule, fields, warmup, expected
     settings = config(schedule=schedule, **fields)
     rates = [learning_rate(settings, given, jnp.asarray(step, jnp.int32)) for step in range(8)]
     np.testing.assert_allclose(np.array(rates) / 2.0, expected, atol=1e-12)
+
+
+def test_a_cosine_of_epochs_moves_between_epochs_alone(x64):
+    """12 rows in batches of 4: three steps an epoch, and the last epoch is the last but one point of the cosine."""
+    mqar = {"source": "mqar", "seq_len": 16, "batch_size": 4, "examples": 12, "task": {"vocab_size": 16}}
+    one = trial(
+        data=mqar, train__steps=12, study={"score": "loss"}, optimizer__schedule="cosine_epochs",
+        optimizer__learning_rate=0.1, optimizer__final_fraction=0.0, optimizer__warmup_steps=0,
+    )  # fmt: skip
+    rates = [float(learning_rate(one.optimizer, values_of(one), jnp.asarray(step))) for step in range(12)]
+    expected = np.repeat(0.05 * (1 + np.cos(np.pi * np.arange(4) / 4)), 3)
+    np.testing.assert_allclose(rates, expected, rtol=1e-9)
+
+
+def test_decay_on_all_shrinks_the_leaves_that_declare_none(x64):
+    settings = config(decay_on="all", clip_norm=None)
+    params = numbers(1)
+    zero = [jax.tree.map(np.zeros_like, params)]
+    after, _ = run(adamw(settings, DECLARED), params, zero, values())
+    np.testing.assert_allclose(after["bias"], params["bias"] * (1 - 0.1 * 0.2), rtol=1e-9)
+    np.testing.assert_array_equal(after["frozen"], params["frozen"])
