@@ -131,15 +131,15 @@ def shown(claim: Claim, scale: Scale, findings: Sequence[Finding], results: Resu
     yield from grid(HEADER, map(cells, findings))
     if scale.reduced:
         yield f"Reduced protocol: {scale.reduced}."
-    yield f"Agreement: {claim.agreement}. Intervals are 95 % over seeds."
+    yield f"Agreement: {claim.agreement}. Intervals are 95 % over seeds where nothing else is said."
     if results is not None:
         if claim.floor is not None and claim.floor(results):
             yield f"Noise floor: {claim.floor(results)}."
         from experiments.results import digest
 
         yield ""
-        yield f"Study {results.study}, runs {digest(results.runs['id'])}: {results.counts().get('done', 0)} of "
-        yield f"{len(results.runs)} done. Settings were chosen on the {results.select_on} split."
+        done = f"{results.counts().get('done', 0)} of {len(results.runs)} done"
+        yield f"Study {results.study}, runs {digest(results.runs['id'])}: {done}. Rates: on {results.select_on}."
 
 
 def cells(finding: Finding) -> list[str]:

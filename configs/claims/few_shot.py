@@ -25,9 +25,9 @@ def get_config() -> ml_collections.ConfigDict:
                 "positions": "none",
                 "match": {"parameters": 450_000, "by": "d_ff"},
             },
-            "data": {"source": "few-shot", "seq_len": 96},
+            "data": {"source": "few-shot", "seq_len": 96, "batch_size": 32},
             "optimizer": {"learning_rate": 3e-3},
-            "train": {"steps": 2000, "stop_at": 0.995},
+            "train": {"steps": 1200, "stop_at": 0.995},
             "study": {"name": "few_shot", "seeds": 3, "baseline": "mamba"},
             "seed": 0,
         }

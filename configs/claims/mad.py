@@ -9,14 +9,14 @@ from experiments.grid import axis, chain, point, product
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Two mixers with MLPs of width 128, as the paper; 20 epochs instead of 200."""
+    """Two mixers with MLPs; half the width of the paper, and ten epochs of half the rows instead of 200."""
     return ml_collections.ConfigDict(
         {
             "protocol": "mad",
-            "model": {"pattern": "A-A-", "mamba": {"d_state": 4}},
-            "data": {"source": "mad-in-context-recall"},
+            "model": {"pattern": "A-A-", "d_model": 64, "n_heads": 8, "mamba": {"d_state": 4}},
+            "data": {"source": "mad-in-context-recall", "batch_size": 64, "examples": 6400},
             "optimizer": {"learning_rate": 5e-4},
-            "train": {"steps": 2000},
+            "train": {"steps": 1000},
             "study": {"name": "mad", "seeds": 3, "baseline": "attention"},
             "seed": 0,
         }
@@ -24,12 +24,11 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def sweep() -> list[dict]:
-    """Four stacks at the paper's three learning rates and two decays."""
+    """Four stacks at three learning rates; the decay stays at the larger of the paper's two."""
     arms = chain(
         point({"arm": "attention", "model.pattern": "A-A-"}),
         point({"arm": "hyena", "model.pattern": "H-H-"}),
         point({"arm": "mamba", "model.pattern": "M-M-"}),
         point({"arm": "hyena, attention", "model.pattern": "H-A-"}),
     )
-    settings = [axis("optimizer.learning_rate", [1e-4, 5e-4, 1e-3]), axis("optimizer.weight_decay", [0.0, 0.1])]
-    return product(arms, *settings)
+    return product(arms, axis("optimizer.learning_rate", [5e-4, 1e-3, 3e-3]))

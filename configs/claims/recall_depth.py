@@ -25,7 +25,12 @@ def get_config() -> ml_collections.ConfigDict:
                 "positions": "none",
                 "match": {"parameters": 450_000, "by": "d_ff"},
             },
-            "data": {"source": "mqar", "seq_len": 64, "task": {"vocab_size": 512, "num_kv_pairs": 12}},
+            "data": {
+                "source": "mqar",
+                "seq_len": 64,
+                "batch_size": 32,
+                "task": {"vocab_size": 512, "num_kv_pairs": 12},
+            },
             "optimizer": {"learning_rate": 3e-3},
             "train": {"steps": 2500, "stop_at": 0.995},
             "study": {"name": "recall_depth", "seeds": 3, "baseline": "none"},

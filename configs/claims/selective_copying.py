@@ -22,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
             },
             "data": {"source": "selective-copying", "seq_len": 272, "batch_size": 32},
             "optimizer": {"learning_rate": 3e-3},
-            "train": {"steps": 4000, "stop_at": 0.995},
+            "train": {"steps": 3000, "stop_at": 0.995},
             "study": {"name": "selective_copying", "seeds": 3, "baseline": "none selective"},
             "seed": 0,
         }

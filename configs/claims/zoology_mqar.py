@@ -17,12 +17,12 @@ def get_config() -> ml_collections.ConfigDict:
             "data": {
                 "source": "mqar",
                 "seq_len": 64,
-                "batch_size": 128,
-                "examples": 20_000,
-                "task": {"vocab_size": 1024, "num_kv_pairs": 4},
+                "batch_size": 64,
+                "examples": 10_000,
+                "task": {"vocab_size": 512, "num_kv_pairs": 4},
             },
             "optimizer": {"learning_rate": 1e-3},
-            "train": {"steps": 3200},
+            "train": {"steps": 2355},
             "study": {"name": "zoology_mqar", "seeds": 3, "baseline": "attention 64"},
             "seed": 0,
         }

@@ -159,8 +159,8 @@ def flat(results: Results, arms: Sequence[str], published: str, margin: float) -
             verdict = "disagrees"
         ours, low, high = _finite(pair.difference), _finite(pair.low), _finite(pair.high)
         text = f"{arm} equals {arms[0]}"
-        found.append(Finding(text, published, ours, low, high, about.amount, f"within ± {margin:g}", verdict,
-                             (-margin, margin)))  # fmt: skip
+        words, ends = f"90 % interval within ± {margin:g}", (-margin, margin)
+        found.append(Finding(text, published, ours, low, high, about.amount, words, verdict, ends))
     return found
 
 

@@ -31,6 +31,8 @@ def figure(claim: Claim, findings: Sequence[Finding], results: Results | None) -
         axes = made.subplots()
         ends = [value for finding in findings for value in _values(finding, relative)]
         low, high = min(ends, default=0.0), max(ends, default=1.0)
+        if relative:
+            low, high = min(low, 0.9), max(high, 1.1)
         margin = 0.08 * max(high - low, 1e-3)
         low, high = low - margin, high + margin
         for y, finding in enumerate(findings):

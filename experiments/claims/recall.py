@@ -171,7 +171,7 @@ CLAIMS = (
         scales={
             "cpu": Scale(
                 "configs/claims/zoology_mqar.py",
-                reduced="vocabulary 1024 instead of 8192, 20,000 rows instead of 100,000, 20 epochs instead of 64",
+                reduced="vocabulary 512 instead of 8192, 10,000 rows instead of 100,000, 15 epochs instead of 64",
             ),
             "gpu": Scale(
                 "configs/claims/zoology_mqar.py",
@@ -268,7 +268,7 @@ CLAIMS = (
         scales={
             "cpu": Scale(
                 "configs/claims/selective_copying.py",
-                reduced="256 tokens instead of 4096, 4,000 steps instead of 400,000",
+                reduced="256 tokens instead of 4096, 3,000 steps instead of 400,000",
             ),
             "gpu": Scale(
                 "configs/claims/selective_copying.py", _large(20_000, "--config.data.seq_len=1040"),
@@ -286,10 +286,14 @@ CLAIMS = (
         judge=mad,
         scales={
             "cpu": Scale(
-                "configs/claims/mad.py", reduced="the baseline setting of one task of six, 20 epochs instead of 200"
+                "configs/claims/mad.py", reduced="one setting of one task of six, width 64 instead of 128, "
+                "10 epochs of 6,400 rows instead of 200 of 12,800"
             ),
             "gpu": Scale(
-                "configs/claims/mad.py", _large(20_000), reduced="the baseline setting of one task of six"
+                "configs/claims/mad.py",
+                _large(20_000, "--config.model.d_model=128", "--config.model.n_heads=16",
+                       "--config.data.examples=12800", "--config.data.batch_size=128"),
+                reduced="the baseline setting of one task of six"
             ),
         },
         full_cost="six tasks, 55 settings, 6 runs each and arm",

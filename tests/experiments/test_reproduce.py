@@ -146,7 +146,7 @@ def test_a_study_that_is_there_is_judged_and_shown(tmp_path, capsys, monkeypatch
     monkeypatch.setattr(reproduce, "_sweep", trained)
     assert reproduce.command(["attention-first", f"--workdir={tmp_path}"]) == 0
     out = capsys.readouterr().out
-    assert "# attention-first: agrees" in out and "Reduced protocol:" in out and "15 of \n15 done" in out
+    assert "# attention-first: agrees" in out and "Reduced protocol:" in out and "15 of 15 done" in out
 
 
 @pytest.mark.parametrize(
