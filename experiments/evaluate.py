@@ -20,16 +20,18 @@ from experiments.runs import RunFolder
 from hybrid.validation import ConfigError, unknown
 
 SPLITS = ("validation", "test")
+SLICES = "slices/"
+"""Before the name of a slice of a synthetic task."""
 
 
 def _split(name: str, text: str) -> str:
-    if text not in SPLITS:
+    if text not in SPLITS and not text.startswith(SLICES):
         raise unknown(name, text, SPLITS, f"{text!r} is not allowed")
     return text
 
 
 FLAGS = {
-    "split": Flag("SPLIT", _split, "test (default) or validation"),
+    "split": Flag("SPLIT", _split, "test (default), validation, or slices/NAME of a synthetic task"),
     "sequences": Flag("N", count_of, "rows that are scored (default: as many as the run's own evaluations read)"),
     "workdir": Flag("FOLDER", path_of, "the run's folder, instead of the plain word"),
 }
@@ -79,8 +81,13 @@ def evaluate(run: RunFolder, split: str, sequences: int | None = None, data: Any
         from experiments.data import load
 
         count = sequences or trial.evaluate.sequences
-        data = load(trial.data, seed=trial.seed, evaluation_sequences=count)
+        together = trial.mesh.data * trial.mesh.fsdp
+        data = load(trial.data, seed=trial.seed, evaluation_sequences=count, rows_together=together)
     refuse_other({"fingerprint": record["derived"]["fingerprint"]}, {"fingerprint": data.fingerprint}, run.path)
+    if split.startswith(SLICES):
+        known = [each.name for each in trial.data.slices]
+        if split.removeprefix(SLICES) not in known:
+            raise unknown("--split", split.removeprefix(SLICES), known, f"{split!r} is no slice of this run")
     program = Program(trial)
 
     def passed_over(step: int, reason: str) -> None:

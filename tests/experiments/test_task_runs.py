@@ -77,6 +77,9 @@ def test_evaluating_the_last_checkpoint_gives_the_scores_of_the_run(straight):
     scores = evaluate(straight, "test")
     assert (scores["step"], scores["accuracy"]) == (20, straight.result["test"]["accuracy"])
     assert scores["loss"] == pytest.approx(straight.result["test"]["loss"], rel=1e-6)
+    assert evaluate(straight, "slices/1 pair")["accuracy"] == straight.result["slices"]["1 pair"]["accuracy"]
+    with pytest.raises(ConfigError, match="--split: 'slices/1 pairs' is no slice of this run; did you mean '1 pair'"):
+        evaluate(straight, "slices/1 pairs")
 
 
 def test_a_run_that_is_stopped_anywhere_goes_on_to_the_same_bytes(straight, programs, tmp_path):
