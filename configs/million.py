@@ -3,9 +3,10 @@
 Command:  python scripts/fetch_data.py dna
           python -m experiments.sweep --config=configs/million.py --workdir=runs/million
           with --workers=1 behind it: two runs side by side do not fit into 24 GiB
-Time:     90 to 104 s a step of Hyena on two free cores (three steps were run); the other arms are not run yet
-Finding:  not run to its end yet. Three steps of Hyena on 1,048,576 bases each: loss 2.492, 2.641, 2.246 nats, 2.025 on
-          the species held out; the process never took more than 11.4 GiB
+Time:     22 minutes on two free cores; a step takes 90 to 104 s (Hyena), 73 s (Mamba), 101 s (Hyena and a window),
+          the process 11.4, 6.5 and 8.8 GiB
+Finding:  all three train, and in four steps none comes below the two bits of four equal bases: bits per base of another
+          species 2.644 (Hyena), 2.287 (Mamba), 2.645 (Hyena and a window); one seed and one rate
 """
 
 import ml_collections
