@@ -1,8 +1,8 @@
 """How much attention does recall need? The share of attention among Mamba's layers, on multi-query associative recall.
 
 Command:  python -m experiments.sweep --config=configs/recall.py --workdir=runs/recall
-Time:     at most forty minutes on two cores by estimate (24 runs of 600 steps; a step takes 0.2 to 0.35 CPU seconds on a
-          machine that does other work), less where runs know the task early
+Time:     at most forty minutes on two cores by estimate (24 runs of 600 steps; a step takes 0.2 to 0.35 CPU seconds on
+          a machine that does other work), less where runs know the task early
 Finding:  not run yet as a study; one run of a quarter of attention knew the task (0.998 on validation) at step 450
 """
 
