@@ -70,11 +70,11 @@ def markdown(results: Results, data: pl.DataFrame) -> Iterator[str]:
 
 
 def conclusion(results: Results, data: pl.DataFrame) -> list[str]:
-    """What the study says, in words: what is decided, strongest first, then what is not."""
+    """What the study says, in words: what is decided, the best first, then what is not."""
     found = []
     unit = results.about_score.amount
     decided = data.filter(pl.col("verdict").is_in(["better", "worse"]))
-    for row in decided.sort(pl.col("difference").abs(), descending=True).iter_rows(named=True):
+    for row in decided.sort("difference", descending=not results.about_score.smaller_is_better).iter_rows(named=True):
         size = f"{abs(row['difference']):.3f} {unit} (p = {max(row['p'], 0.001):.1g}{', at most' * (row['p'] < 0.001)})"
         found.append(f"**{row['arm']}** is {row['verdict']} than {results.baseline} by {size}")
     undecided = data.filter(pl.col("verdict") == "undecided")["arm"].to_list()
@@ -215,7 +215,7 @@ def _learnt(results: Results, data: pl.DataFrame) -> Iterator[str]:
     yield "## Seeds that learnt"
     yield ""
     yield f"A seed fails where it diverges or its test score is below {THRESHOLD:g}. Steps are those to {THRESHOLD:g}"
-    yield "on the validation split; a run that never got there counts as *longer than its last step* (Kaplan and Meier)."
+    yield "on the validation split; a run that never got there counts as *more than its last step* (Kaplan and Meier)."
     yield f"p compares the steps with those of {results.baseline} (log-rank, each comparison alone)."
     yield ""
     yield from grid(("arm", "seeds", "failing", "median steps", "95 %", "p"), rows)

@@ -24,6 +24,19 @@ def large(tmp_path_factory):
     return load(fake_study.large(tmp_path_factory.mktemp("large") / "places"))
 
 
+@pytest.fixture(scope="module")
+def recall(tmp_path_factory):
+    return load(fake_study.recall(tmp_path_factory.mktemp("recall") / "recall"))
+
+
+def test_the_best_rate_of_an_accuracy_is_the_highest(recall):
+    figure, data = figures.response(recall)
+    rings = [line for line in figure.axes[0].get_lines() if line.get_markersize() == 8]
+    best = data.group_by("arm").agg(pl.col("validation_accuracy").max())
+    assert sorted(line.get_ydata()[0] for line in rings) == sorted(best["validation_accuracy"])
+    assert figure.axes[0].get_ylabel() == "validation accuracy"
+
+
 def labelled(axes):
     """Label -> line, of the lines that the legend names."""
     return {line.get_label(): line for line in axes.get_lines() if not line.get_label().startswith("_")}
@@ -102,6 +115,34 @@ def test_arms_that_differ_in_more_than_place_keep_their_own_names(tmp_path):
     assert lines["wide"].get_xdata()[0] < lines["deep"].get_xdata()[0]
 
 
+# --- state ------------------------------------------------------------------------------------------------------------
+
+
+def test_score_against_state_has_a_point_an_interval_and_a_stripe_for_each_arm(small):
+    figure, data = figures.state(small)
+    axes, names = figure.axes
+    points = labelled(axes)
+    assert list(points) == data["arm"].to_list() == list(ARMS)
+    assert [line.get_ydata()[0] for line in points.values()] == data["test"].to_list()
+    for line, size in zip(points.values(), data["state_bytes"], strict=True):
+        assert line.get_xdata()[0] == pytest.approx(size, rel=0.03)
+    assert len(names.patches) == 6 * 8 and {text.get_text() for text in names.texts} >= set(ARMS)
+    assert axes.get_xscale() == "log" and axes.get_ylabel() == "test bits per byte"
+    front = next(line for line in axes.get_lines() if line.get_linewidth() == 0.8)
+    table = data.sort("state_bytes")
+    best = [row for i, row in enumerate(table.iter_rows(named=True)) if row["test"] <= table["test"][: i + 1].min()]
+    assert list(front.get_ydata()) == [row["test"] for row in best]
+
+
+def test_arms_of_equal_state_stand_beside_each_other_and_those_without_one_are_left_out(tmp_path):
+    arms = {"a": Arm("M-A-", "even", 2.0), "b": Arm("A-M-", "first", 2.1), "c": Arm("--", "", 2.2, state_bytes=0)}
+    runs = [Run(name, 0, 1e-3, architecture=arm) for name, arm in arms.items()]
+    figure, data = figures.state(load(fake_study.write(tmp_path / "s", runs)))
+    assert data["arm"].to_list() == ["a", "b"]
+    left, right = (line.get_xdata()[0] for line in labelled(figure.axes[0]).values())
+    assert left < 65_536 < right
+
+
 # --- response ---------------------------------------------------------------------------------------------------------
 
 
@@ -131,7 +172,10 @@ def test_best_rates_inside_the_grid_are_no_alarm(tmp_path):
 # --- curves -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("x", "label"), [("tokens", "tokens"), ("flops", "training FLOPs")])
+@pytest.mark.parametrize(
+    ("x", "label"),
+    [("tokens", "tokens"), ("flops", "training FLOPs"), ("seconds", "seconds of training, without compilation")],
+)
 def test_curves_draw_each_seed_at_the_chosen_rate_and_their_mean(small, x, label):
     figure, data = figures.curves(small, x)
     (axes,) = figure.axes
@@ -144,6 +188,11 @@ def test_curves_draw_each_seed_at_the_chosen_rate_and_their_mean(small, x, label
     for arm, line in labelled(axes).items():
         means = data.filter((pl.col("arm") == arm) & pl.col("mean").is_not_null()).unique("step").sort("step")
         assert list(line.get_ydata()) == means["mean"].to_list()
+
+
+def test_seconds_are_tokens_at_the_runs_own_speed(small):
+    _, data = figures.curves(small, "seconds")
+    assert (data["seconds"] - data["tokens"] / 30_000).abs().max() < 1e-9
 
 
 def test_a_mean_is_over_the_seeds_that_are_done_and_never_over_fewer(small):
@@ -166,7 +215,7 @@ def test_the_unit_of_the_score_is_on_the_axes(tmp_path):
 
 
 @pytest.mark.parametrize("name", figures.FIGURES)
-@pytest.mark.parametrize("study", ["small", "large"])
+@pytest.mark.parametrize("study", ["small", "large", "recall"])
 def test_no_text_lies_on_another_and_all_fit_a_column(study, name, request):
     figure, _ = figures.FIGURES[name](request.getfixturevalue(study))
     assert figure.get_figwidth() == 6.0 and figure.get_figheight() < 8

@@ -1,11 +1,13 @@
 """The report: its Markdown and table, its warnings, and the command as people type it."""
 
+import dataclasses
 import os
 import resource
 import subprocess
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from experiments import figures, report
@@ -110,6 +112,33 @@ def test_numbers_are_written_short():
     assert [short(n) for n in (None, 0, 950, 1234, 2.63e6, 1.5e12)] == ["", "0", "950", "1.23k", "2.63M", "1.5T"]
 
 
+def test_seeds_that_learnt_are_told_where_scores_are_shares(tmp_path, small):
+    recall = load(fake_study.recall(tmp_path / "recall"))
+    learnt = section("\n".join(markdown(recall, recall.table())), "Seeds that learnt")
+    assert "| mamba | 5 | 100% | not in half of 5 seeds |  | 0.00" in learnt
+    assert "| attention | 5 | 0% | 80 | from 60 |" in learnt
+    text = "\n".join(markdown(recall, recall.table()))
+    assert "higher is better" in text and "keeps 90% of the arm's best" in text and "needs three pairs" in text
+    assert "Seeds that learnt" not in "\n".join(markdown(small, small.table()))
+
+
+def test_parts_of_the_test_data_are_a_table_of_arms_and_slices(small):
+    chosen = small.runs.filter((pl.col("arm") == "mamba") & (pl.col("learning_rate") == 3e-3))["id"].to_list()
+    rows = [(run, "L 64", "bits_per_byte", 2.0 + i) for i, run in enumerate(chosen)]
+    rows += [(chosen[0], "L 128", "bits_per_byte", None), (chosen[0], "L 64", "loss", 9.0)]
+    slices = pl.DataFrame(rows, schema=small.slices.schema, orient="row")
+    parts = section(
+        "\n".join(markdown(dataclasses.replace(small, slices=slices), small.table())), "Parts of the test data"
+    )
+    assert "| arm | L 64 | L 128 |" in parts and "| mamba | 3.000 ± 2.484 |  |" in parts
+
+
+def test_choosing_on_test_is_told(small):
+    loose = dataclasses.replace(small, select_on="test")
+    assert any("chosen on the test split" in line for line in warnings(loose, loose.table()))
+    assert "chosen on the test split" in "\n".join(markdown(loose, loose.table()))
+
+
 # --- words ------------------------------------------------------------------------------------------------------------
 
 
@@ -211,6 +240,7 @@ def test_another_baseline_can_be_asked_for(tmp_path, capsys):
         (["{study}", "--baseline=mambo"], "did you mean 'mamba'? (allowed: mamba)"),
         (["{study}", "--save={study}"], "is the study itself"),
         (["{study}", "-s"], "unknown flag"),
+        (["{study}", "--axis=flop"], "did you mean 'flops'?"),
     ],
 )
 def test_what_is_typed_wrongly_is_one_line_and_exit_code_2(tmp_path, without_jax, arguments, words):
