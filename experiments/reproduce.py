@@ -78,7 +78,8 @@ def place(claim: Claim, scale: str, workdir: Path) -> Path:
 def _sweep(scale: Scale, folder: Path, more: Sequence[str], given: dict) -> int:
     from experiments import sweep
 
-    flags = [f"--config={ROOT / scale.config}", f"--workdir={folder}", *scale.overrides, *more]
+    config = scale.config if Path.cwd() == ROOT else ROOT / scale.config  # the manifest keeps what was typed
+    flags = [f"--config={config}", f"--workdir={folder}", *scale.overrides, *more]
     return sweep.command([*flags, *(["--dry_run"] if "dry_run" in given else [])])
 
 
