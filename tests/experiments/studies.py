@@ -88,6 +88,7 @@ class Workshop:
             "HYBRID_TRAINER": "fake_trainer:train",
             "PYTHONPATH": str(HERE),
             "JAX_PLATFORMS": "cpu",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",  # as users have it: processes start again and again
             "PYTHONDONTWRITEBYTECODE": "",
         }
         self.environment = {**os.environ, **defaults, **self.environment}
