@@ -101,9 +101,7 @@ def test_what_a_config_sets_stays_and_everything_is_written_out():
 
 
 def test_words_that_are_no_protocol_and_tasks_that_are_not_its_own_are_refused():
-    with pytest.raises(
-        ConfigError, match=r"protocol: 'zoology' is not a known protocol; did you mean 'zoology-state'"
-    ):
+    with pytest.raises(ConfigError, match=r"protocol: 'zoology' is not a known protocol; did you mean 'zoology-state'"):
         trial("zoology")
     with pytest.raises(ConfigError, match=r"data.source: 'parity' is not allowed; mad is about mad-in-context-recall"):
         trial("mad", "parity")

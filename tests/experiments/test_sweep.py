@@ -97,7 +97,9 @@ def sweep():
     lines = result.out.splitlines()
     header = ["id", "arm", "changed", "pattern", "attention", "parameters", "FLOPs", "state", "time", "status"]
     assert lines[0].split() == header
-    assert re.match(r"[0-9a-f]{12}  M-M-A-M-  ratio=1:3 +M-M-A-M- +1 of 4 +\d\d,\d{3} +\d+ M +[\d.]+ kB +\d+ s", lines[1])
+    assert re.match(
+        r"[0-9a-f]{12}  M-M-A-M-  ratio=1:3 +M-M-A-M- +1 of 4 +\d\d,\d{3} +\d+ M +[\d.]+ kB +\d+ s", lines[1]
+    )
     assert [line.split()[0] for line in lines].count("duplicate") == 2
     (refused,) = [line for line in lines if line.startswith("refused")]
     assert "ratio=1:6" in refused and "model.ratio" in refused
