@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STUDY ?= quickstart
+# Tests whose programs are compiled with all optimisations: exactness and memory of what users run.
+AS_USERS := tests/ops tests/test_memory.py tests/test_chunks.py tests/test_losses.py
 
 .PHONY: help install sweep test lint types unit notebooks benchmark clean
 
@@ -39,7 +41,8 @@ types: install
 unit: install
 	$(BIN)/python scripts/fetch_data.py shakespeare
 	-$(BIN)/python scripts/fetch_weights.py smollm2 minilm  # without them their tests skip, and say so
-	$(BIN)/python -m pytest -n 2 --dist=worksteal --durations=15
+	$(BIN)/python -m pytest -n 2 --dist=worksteal --durations=15 $(addprefix --ignore=,$(AS_USERS))
+	HYBRID_TESTS_COMPILED=fully $(BIN)/python -m pytest -n 2 --dist=worksteal --durations=15 $(AS_USERS)
 
 notebooks: install
 	$(BIN)/python notebooks/execute.py

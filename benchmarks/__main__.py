@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 
-SUITES = ("machine", "scans", "attention", "convolution", "training", "decoding", "sweeps", "devices")
+SUITES = ("machine", "selective_scan", "scans", "attention", "convolution", "training", "decoding", "sweeps", "devices")
 """Modules of this package. Each has ENVIRONMENT (variables of its process) and FUNCTIONS, whose values give rows."""
 
 

@@ -15,13 +15,16 @@ os.environ.setdefault("HYBRID_CACHE", str(ROOT / ".cache" / "tests"))
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")  # tests make thousands of small programs
-# Compiling is most of what tests cost, for programs that run once or twice: without LLVM's optimisations, and without
-# a pipeline of passes for each fused loop, it takes a quarter of the time. What tests start has it from here too.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Compiling is most of what tests cost, for programs that run once or twice. Without LLVM's optimisations and without a
+# pipeline of passes for each fused loop it takes a quarter to two fifths of the time, and what tests start has it from
+# here too. Operators and their memory are tested as users have them: `make unit` runs those in a session of their own.
+COMPILED = os.environ.get("HYBRID_TESTS_COMPILED", "quickly")
 PLAIN = "--xla_cpu_use_fusion_emitters"
-_flags = os.environ.get("XLA_FLAGS", "")
-if PLAIN not in _flags and metadata.version("jaxlib").startswith("0.10."):  # an unknown flag ends the process
-    os.environ["XLA_FLAGS"] = f"{_flags} {PLAIN}=false".strip()
+if COMPILED == "quickly":
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    _flags = os.environ.get("XLA_FLAGS", "")
+    if PLAIN not in _flags and metadata.version("jaxlib").startswith("0.10."):  # an unknown flag ends the process
+        os.environ["XLA_FLAGS"] = f"{_flags} {PLAIN}=false".strip()
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a background job; what tests start would ignore it too
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -69,17 +72,6 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
-
-
-@pytest.fixture
-def optimised():
-    """Programs are compiled in this test as users have them."""
-    import jax
-
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture
