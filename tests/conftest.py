@@ -61,6 +61,15 @@ def few_maps():
         sys.modules["jax"].clear_caches()
 
 
+@pytest.fixture(autouse=True)
+def own_garbage(request):
+    """What a test may leave behind with a complaint (a future that nobody asked) is collected here, not in another."""
+    yield
+    marks = [str(given) for mark in request.node.iter_markers("filterwarnings") for given in mark.args]
+    if any("Unraisable" in given for given in marks):
+        gc.collect()
+
+
 def pytest_collection_modifyitems(items):
     """Files with slow tests come first, so that no process ends with such a one while the other has nothing to do."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
