@@ -3,8 +3,8 @@
 Command:  python scripts/fetch_data.py dna
           python -m experiments.sweep --config=configs/million.py --workdir=runs/million
           with --workers=1 behind it: two runs side by side do not fit into 24 GiB
-Time:     22 minutes on two free cores; a step takes 90 to 104 s (Hyena), 73 s (Mamba), 101 s (Hyena and a window),
-          the process 11.4, 6.5 and 8.8 GiB
+Time:     66 minutes beside other work; on two free cores a step takes 90 to 104 s (Hyena, three steps), 73 s (Mamba,
+          one) and 101 s (Hyena and a window, one), the process 11.4, 6.5 and 8.8 GiB
 Finding:  all three train, and in four steps none comes below the two bits of four equal bases: bits per base of another
           species 2.644 (Hyena), 2.287 (Mamba), 2.645 (Hyena and a window); one seed and one rate
 """

@@ -183,8 +183,8 @@ SMALL = 2**16
 def global_norm(tree: Tree) -> Scalar:
     """Euclidean norm over all leaves. Squares are summed as dot products: jaxlib 0.10.2 can crash in a plain sum.
 
-    Small leaves are joined first. XLA makes several kernels of each sum, and those of sixty leaves were more than half
-    of what a small model compiled. Over a mesh leaves lie in different ways and stay apart.
+    Small leaves are joined first: XLA makes several kernels of each sum, and those of sixty leaves were a third of the
+    instructions of a small model. Over a mesh leaves lie in different ways and stay apart.
     """
     leaves = jax.tree.leaves(precise(tree))
     if active_mesh() is None:

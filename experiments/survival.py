@@ -58,7 +58,7 @@ def survival(runs: Sequence[Steps], level: float = 0.95) -> Survival:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # log of 0 where all have met it, which gives nan
             limits = curve.confidence_interval(level, method="log-log")
-        low, high = _half(limits.low.quantiles, limits.low.probabilities), None
+        low = _half(limits.low.quantiles, limits.low.probabilities)
         high = _half(limits.high.quantiles, limits.high.probabilities)
     falls = [
         (float(at), float(share))

@@ -142,14 +142,7 @@ class TaskData:
     def _order(self, part: Part, epoch: int) -> NDArray:
         if self.config.order == "fixed":
             return np.arange(part.examples)
-        known = _ORDERS.get((self.seed, part, epoch))
-        if known is None:
-            drawn = uniforms(self.seed, f"order {part.stream}", np.array([epoch]), part.examples)[0]
-            known = np.argsort(drawn, kind="stable")
-            while len(_ORDERS) >= 8:
-                _ORDERS.pop(next(iter(_ORDERS)))
-            _ORDERS[self.seed, part, epoch] = known
-        return known
+        return _shuffled(self.seed, part.stream, epoch, part.examples)
 
     def _rows(self, stream: int, numbers: NDArray, seed: int) -> NDArray[np.uint32]:
         rows = np.empty((len(numbers), COLUMNS), np.uint32)
@@ -180,8 +173,10 @@ class TaskData:
         return [{name: rows[at : at + size]} for at in range(0, len(rows), size)]
 
 
-_ORDERS: dict[Any, NDArray] = {}
-"""The last few orders of fixed sets."""
+@functools.lru_cache(maxsize=8)
+def _shuffled(seed: int, stream: int, epoch: int, examples: int) -> NDArray:
+    """The order of a fixed set in an epoch. Kept, because each of its batches asks for it."""
+    return np.argsort(uniforms(seed, f"order {stream}", np.array([epoch]), examples)[0], kind="stable")
 
 
 class TaskBatches:
