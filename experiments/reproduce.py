@@ -56,7 +56,7 @@ def command(argv: list[str]) -> int:
         code = _sweep(scale, folder, [f"--{flag}={given[flag]}" for flag in ("workers",) if flag in given], given)
         if code or "dry_run" in given:
             return code
-    findings, results = judged(claim, scale, folder)
+    findings, results = judged(claim, folder)
     paths = write(claim, scale, findings, results, folder / "report")
     print("\n".join(shown(claim, scale, findings, results)))
     if "save" in given:
@@ -83,12 +83,13 @@ def _sweep(scale: Scale, folder: Path, more: Sequence[str], given: dict) -> int:
     return sweep.command([*flags, *(["--dry_run"] if "dry_run" in given else [])])
 
 
-def judged(claim: Claim, scale: Scale, folder: Path) -> tuple[list[Finding], Results | None]:
+def judged(claim: Claim, folder: Path) -> tuple[list[Finding], Results | None]:
     """The claim's findings from the study in `folder`, and its results; None where nothing is trained."""
-    if not scale.config:
-        return claim.judge(None), None
+    if claim.computed is not None:
+        return claim.computed(), None
     from experiments.results import load
 
+    assert claim.judge is not None, "a claim is computed or judged"
     results = load(folder)
     return claim.judge(results), results
 

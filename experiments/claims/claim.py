@@ -63,10 +63,12 @@ class Claim:
     source: str
     published: str
     agreement: str
-    judge: Callable[[Results | None], list[Finding]]
-    """Findings of the results of its study; of None where nothing is trained."""
     scales: Mapping[str, Scale]
     """cpu and, where there is one, gpu."""
+    judge: Callable[[Results], list[Finding]] | None = None
+    """Findings of the results of its study."""
+    computed: Callable[[], list[Finding]] | None = None
+    """Findings where nothing is trained: a claim has this or `judge`."""
     full_cost: str = ""
     """What the published protocol would cost, where it is not what runs here."""
     floor: Callable[[Results], str] | None = None

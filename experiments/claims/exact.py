@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from experiments.claims.claim import Claim, Finding, Scale, exact
-
-if TYPE_CHECKING:
-    from experiments.results import Results
 
 GIB = 1 << 30
 TOKENS = 262_144
@@ -37,7 +32,7 @@ PARAMETERS = {
 """Preset -> parameters of the published implementation."""
 
 
-def caches(results: Results | None = None) -> list[Finding]:
+def caches() -> list[Finding]:
     from hybrid.accounting import cache_bytes
     from hybrid.config import ModelConfig
 
@@ -48,7 +43,7 @@ def caches(results: Results | None = None) -> list[Finding]:
     return found
 
 
-def patterns(results: Results | None = None) -> list[Finding]:
+def patterns() -> list[Finding]:
     from hybrid.placement import place
     from hybrid.readers import to_megatron
 
@@ -60,7 +55,7 @@ def patterns(results: Results | None = None) -> list[Finding]:
     return found
 
 
-def counts(results: Results | None = None) -> list[Finding]:
+def counts() -> list[Finding]:
     import hybrid
     from hybrid.accounting import parameters
 
@@ -77,7 +72,7 @@ CLAIMS = (
         source="Lieber et al. 2024 (Jamba), table 1; Jamba team 2024 (Jamba 1.5), table 1",
         published="4 GiB for Jamba against 32 for Mistral and Mixtral and 128 for Llama 2",
         agreement="the same number of GiB for each of eight models",
-        judge=caches,
+        computed=caches,
         scales=NOTHING,
     ),
     Claim(
@@ -86,7 +81,7 @@ CLAIMS = (
         source="Waleffe et al. 2024 (2406.07887), section 3.3; Megatron-LM's generator",
         published=NVIDIA_8B,
         agreement="the same string, character for character, and Megatron's for 8, 16 and 32 mixers",
-        judge=patterns,
+        computed=patterns,
         scales=NOTHING,
     ),
     Claim(
@@ -95,7 +90,7 @@ CLAIMS = (
         source="the published implementations and weights of GPT-2, Llama 3.1 8B, Mistral 7B and Mamba 130M",
         published="124,439,808; 8,030,261,248; 7,241,732,096; 129,135,360",
         agreement="equal",
-        judge=counts,
+        computed=counts,
         scales=NOTHING,
     ),
 )

@@ -32,8 +32,7 @@ LONGER = ("--config.data.seq_len=256", "--config.data.task.num_kv_pairs=48", "--
 # --- one layer --------------------------------------------------------------------------------------------------------
 
 
-def sharp_four(results: Results | None) -> list[Finding]:
-    assert results is not None
+def sharp_four(results: Results) -> list[Finding]:
     convolved, bare = "convolution, attention", "mamba without convolution"
     return [
         level(results, convolved, "0.99", LEARNT, math.inf),
@@ -46,8 +45,7 @@ def sharp_four(results: Results | None) -> list[Finding]:
 # --- figure 2 of Zoology ----------------------------------------------------------------------------------------------
 
 
-def zoology(results: Results | None) -> list[Finding]:
-    assert results is not None
+def zoology(results: Results) -> list[Finding]:
     numbers = {"hyena": ("0.52", "0.75"), "short convolution": ("0.70", "0.95")}
     pairs = []
     for name, (narrow, wide) in numbers.items():
@@ -59,8 +57,7 @@ def zoology(results: Results | None) -> list[Finding]:
 # --- ratio, depth, placement ------------------------------------------------------------------------------------------
 
 
-def ratio(results: Results | None) -> list[Finding]:
-    assert results is not None
+def ratio(results: Results) -> list[Finding]:
     some = "recall rises with attention"
     return [
         *orders(results, [("1/4", "none", some), ("1/2", "none", some), ("all", "none", some)]),
@@ -68,8 +65,7 @@ def ratio(results: Results | None) -> list[Finding]:
     ]
 
 
-def depth(results: Results | None) -> list[Finding]:
-    assert results is not None
+def depth(results: Results) -> list[Finding]:
     some = "one layer of eight is enough (Jamba 1:7)"
     return [
         *orders(results, [("1/8", "none", some), ("1/4", "none", "recall rises with attention")]),
@@ -77,22 +73,19 @@ def depth(results: Results | None) -> list[Finding]:
     ]
 
 
-def placement(results: Results | None) -> list[Finding]:
-    assert results is not None
+def placement(results: Results) -> list[Finding]:
     return orders(results, [(place, "first", "attention first is worst") for place in ("even", "middle", "last")])
 
 
 # --- in context -------------------------------------------------------------------------------------------------------
 
 
-def few_shot(results: Results | None) -> list[Finding]:
-    assert results is not None
+def few_shot(results: Results) -> list[Finding]:
     better = "IMDB 84 to 91 with attention, 49 without"
     return orders(results, [(arm, "mamba", better) for arm in ("1:7", "1:3", "attention")])
 
 
-def no_positions(results: Results | None) -> list[Finding]:
-    assert results is not None
+def no_positions(results: Results) -> list[Finding]:
     pairs = [
         ("mamba first, none", "attention, rope", "no positions are needed after a Mamba"),
         ("attention, rope", "attention, none", "attention alone needs them"),
@@ -100,9 +93,8 @@ def no_positions(results: Results | None) -> list[Finding]:
     return orders(results, pairs)
 
 
-def induction(results: Results | None) -> list[Finding]:
+def induction(results: Results) -> list[Finding]:
     """Read from the slices: accuracy at lengths beyond training."""
-    assert results is not None
     return [
         _slice(results, "mamba", "2^6", "1.00", LEARNT, math.inf),
         _slice(results, "attention", "2^6", "1.00", LEARNT, math.inf),
@@ -124,8 +116,7 @@ def _slice(results: Results, arm: str, name: str, published: str, least: float, 
     return dataclasses.replace(found, statement=f"{arm} at {name} tokens")
 
 
-def copying(results: Results | None) -> list[Finding]:
-    assert results is not None
+def copying(results: Results) -> list[Finding]:
     pairs = [
         ("all selective", "none selective", "99.8 and 56.4"),
         ("all selective", "hyena", "99.8 and 28.4"),
@@ -136,8 +127,7 @@ def copying(results: Results | None) -> list[Finding]:
     return [level(results, "all selective", "0.998", LEARNT, math.inf), *orders(results, pairs)]
 
 
-def mad(results: Results | None) -> list[Finding]:
-    assert results is not None
+def mad(results: Results) -> list[Finding]:
     pairs = [
         ("attention", "hyena", "94.1 and 81.7"),
         ("mamba", "hyena", "90.4 and 81.7"),

@@ -15,13 +15,11 @@ MARGIN = 0.03
 """Bits per byte that still count as the same: 0.02 nat would be seen at this size, Mamba-2's 0.007 would not."""
 
 
-def attention_first(results: Results | None) -> list[Finding]:
-    assert results is not None
+def attention_first(results: Results) -> list[Finding]:
     return orders(results, [(place, "1/8 first", "attention first is worst") for place in PLACES])
 
 
-def basin(results: Results | None) -> list[Finding]:
-    assert results is not None
+def basin(results: Results) -> list[Finding]:
     found = flat(results, BASIN, "2 to 11 of 48 layers lie within 0.0072 nat", MARGIN)
     pure = [(arm, "mamba", "a little attention beats none, by 0.026 nat") for arm in BASIN[:1]]
     return found + orders(results, pure)

@@ -48,9 +48,9 @@ def accuracies(results, score):
     return results.runs.with_columns(**columns)
 
 
-@pytest.mark.parametrize("judge", [exact.caches, exact.patterns, exact.counts])
-def test_exact_claims_agree_to_the_last_digit(judge):
-    assert {finding.verdict for finding in judge(None)} == {"agrees"}
+@pytest.mark.parametrize("computed", [exact.caches, exact.patterns, exact.counts])
+def test_exact_claims_agree_to_the_last_digit(computed):
+    assert {finding.verdict for finding in computed()} == {"agrees"}
 
 
 def test_a_number_that_is_not_equal_disagrees():

@@ -6,14 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.data.synthetic.task import Row, Task, macro_accuracy, must
+from experiments.data.synthetic.task import MACRO, Row, Task, must
 from hybrid.lazy import jax, jnp
 from hybrid.validation import Checked, NaturalInt, PositiveInt
 
 MAD = "Poli et al. 2024 (MAD)"
-NAMES = ("accuracy", "exact", "macro_accuracy")
-
-
 # --- selective copying ------------------------------------------------------------------------------------------------
 
 
@@ -100,8 +97,7 @@ COPYING = Task(
     row=copying,
     chance=lambda config, seq_len: 1 / (config.vocab_size - 2),
     check=check_copying,
-    scores=macro_accuracy,
-    names=NAMES,
+    **MACRO,
 )
 MEMORIZATION = Task(
     about="values of keys that no row shows, the same in all rows",
@@ -111,8 +107,7 @@ MEMORIZATION = Task(
     row=memorization,
     chance=lambda config, seq_len: 1 / (config.vocab_size - 1 - (config.vocab_size - 1) // 2),
     check=check_memorization,
-    scores=macro_accuracy,
-    names=NAMES,
+    **MACRO,
 )
 COMPRESSION = Task(
     about="a row of random tokens, read out of one hidden state",
@@ -122,7 +117,6 @@ COMPRESSION = Task(
     row=compression,
     chance=lambda config, seq_len: (1 + (seq_len - 1) / (config.vocab_size - 1)) / seq_len,
     check=check_compression,
-    scores=macro_accuracy,
-    names=NAMES,
+    **MACRO,
     readout="last",
 )

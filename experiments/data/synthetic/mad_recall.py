@@ -8,10 +8,11 @@ asks nothing.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.data.synthetic.task import IGNORED, Row, Task, macro_accuracy, must, next_tokens, one_of
+from experiments.data.synthetic.task import IGNORED, MACRO, Row, Task, must, next_tokens, one_of
 from hybrid.lazy import jax, jnp
 from hybrid.validation import Checked, NaturalInt, PositiveInt, Probability
 
@@ -176,8 +177,6 @@ def _fuzzy_chance(config: FuzzyConfig, seq_len: int) -> float:
 
 MAD = "Poli et al. 2024 (MAD)"
 
-_NAMES = ("accuracy", "exact", "macro_accuracy")
-
 IN_CONTEXT = Task(
     about="pairs of keys and values in a stream; the value of every key that comes again",
     source=f"{MAD}, in-context recall",
@@ -186,19 +185,13 @@ IN_CONTEXT = Task(
     row=recall,
     chance=_value_before,
     check=check_recall,
-    scores=macro_accuracy,
-    names=_NAMES,
+    **MACRO,
 )
-NOISY = Task(
+NOISY = dataclasses.replace(
+    IN_CONTEXT,
     about="the same, with noise of other tokens between the pairs",
     source=f"{MAD}, noisy in-context recall",
     config=NoisyConfig,
-    vocab_size=lambda config: config.vocab_size,
-    row=recall,
-    chance=_value_before,
-    check=check_recall,
-    scores=macro_accuracy,
-    names=_NAMES,
 )
 FUZZY = Task(
     about="the same, keys and values of one to three tokens",
@@ -208,6 +201,5 @@ FUZZY = Task(
     row=fuzzy,
     chance=_fuzzy_chance,
     check=check_fuzzy,
-    scores=macro_accuracy,
-    names=_NAMES,
+    **MACRO,
 )

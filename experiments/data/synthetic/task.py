@@ -84,6 +84,10 @@ class Task:
     """Raised when the same numbers give other rows."""
 
 
+MACRO: dict[str, Any] = {"scores": macro_accuracy, "names": ("accuracy", "exact", "macro_accuracy")}
+"""Fields of the tasks that are scored as MAD scores."""
+
+
 def register(tasks: dict[str, Task], name: str, task: Task) -> None:
     """Adds a task under a name that is not taken."""
     if name in tasks:
