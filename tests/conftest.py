@@ -6,7 +6,6 @@ import gc
 import os
 import signal
 import sys
-from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,19 +17,18 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")  # te
 # Compiling is most of what tests cost, for programs that run once or twice. Without LLVM's optimisations and without a
 # pipeline of passes for each fused loop it takes a quarter to two fifths of the time, and what tests start has it from
 # here too. Operators and their memory are tested as users have them: `make unit` runs those in a session of their own.
-COMPILED = os.environ.get("HYBRID_TESTS_COMPILED", "quickly")
-PLAIN = "--xla_cpu_use_fusion_emitters"
-if COMPILED == "quickly":
+QUICKLY = os.environ.get("HYBRID_TESTS_COMPILED", "quickly") == "quickly"
+if QUICKLY:
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    _flags = os.environ.get("XLA_FLAGS", "")
-    if PLAIN not in _flags and metadata.version("jaxlib").startswith("0.10."):  # an unknown flag ends the process
-        os.environ["XLA_FLAGS"] = f"{_flags} {PLAIN}=false".strip()
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a background job; what tests start would ignore it too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from experiments import environment  # noqa: E402
 
+if QUICKLY:
+    plain = environment.XlaFlag("xla_cpu_use_fusion_emitters", "false", (0, 10, 0), (0, 11))
+    environment.FLAGS = (*environment.FLAGS, plain)  # goes where the commands' own flags go: into the environment
 environment.prepare()
 
 from jaxtyping import install_import_hook  # noqa: E402
