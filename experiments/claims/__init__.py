@@ -5,8 +5,8 @@ python -m experiments.reproduce --list
 
 from __future__ import annotations
 
-from experiments.claims import exact, recall, text
+from experiments.claims import exact, mad, recall, text
 from experiments.claims.claim import Claim
 
-CLAIMS: dict[str, Claim] = {claim.name: claim for file in (exact, recall, text) for claim in file.CLAIMS}
+CLAIMS: dict[str, Claim] = {claim.name: claim for file in (exact, recall, mad, text) for claim in file.CLAIMS}
 """Name -> claim, in the order of the list."""
