@@ -150,7 +150,7 @@ class Trial(Checked):
     placement: str = ""
     """The word that placed the attention, where one did."""
     protocol: str = ""
-    """The protocol that gave the fields which the config left unset (experiments/protocols.py). What it gave stands in
+    """The protocol that gave the fields which the config left unset (experiments/protocols/). What it gave stands in
     those fields; the word itself changes nothing."""
 
     def check(self) -> None:
