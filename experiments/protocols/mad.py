@@ -92,9 +92,11 @@ MAD = Protocol(
         "accuracy is averaged over classes (macro_accuracy)",
         "rates, decays and the end of training are chosen on the test rows; one seed",
         "recall tasks train on all next tokens and are tested on values alone",
+        "weight decay on all parameters, as the code was first published; later it spares biases and norms",
     ),
     differs=(
         "float32, there bfloat16",
         "the decoder of compression is one layer shorter (model.head = 'transform')",
+        "the head has no bias, there it has one",
     ),
 )
