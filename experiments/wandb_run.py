@@ -21,6 +21,9 @@ from hybrid.validation import ConfigError
 MAX_KEYS = 200
 """Config values of one run. W&B keeps a column for every key that any run of a project has."""
 
+PARTS = ("train/*", "validation/*", "test/*", "slices/*")
+"""All that a recorder writes (experiments/recorder.py), as W&B's globs: they match at any depth."""
+
 FINAL = ("done", "diverged", "failed")
 """Statuses after which no row follows."""
 
@@ -109,7 +112,7 @@ def axes(run: Any) -> None:
     """Every curve against tokens; tokens and FLOPs are axes, not charts; the summary keeps the best validation."""
     for axis in ("tokens", "flops"):
         run.define_metric(axis, hidden=True)
-    for part in ("train/*", "validation/*", "test/*"):
+    for part in PARTS:
         run.define_metric(part, step_metric="tokens")
     for score, about in SCORES.items():
         best = "min" if about.smaller_is_better else "max"
@@ -136,9 +139,17 @@ def values(row: Mapping[str, Any]) -> dict[str, float]:
 def is_whole(row: Mapping[str, Any], trial: Mapping[str, Any]) -> bool:
     """Whether nothing more can come at this row's step. W&B takes a step once, so half a step is not sent."""
     step, every = row["step"], trial.get("evaluate", {}).get("every")
-    last = step == trial.get("train", {}).get("steps")
-    evaluated = bool(every) and (last or step % every == 0)
-    return not (evaluated and "validation/loss" not in row) and not (last and "test/loss" not in row)
+    last = step == trial.get("train", {}).get("steps") or _goal_reached(row, trial)
+    wanted = ["validation"] if every and (last or step % every == 0) else []
+    if last:
+        wanted += ["test", *(f"slices/{each['name']}" for each in trial.get("data", {}).get("slices") or ())]
+    return all(f"{split}/loss" in row for split in wanted)
+
+
+def _goal_reached(row: Mapping[str, Any], trial: Mapping[str, Any]) -> bool:
+    """Whether this evaluation ended the run (train.stop_at)."""
+    goal, accuracy = trial.get("train", {}).get("stop_at"), row.get("validation/accuracy")
+    return goal is not None and accuracy is not None and accuracy >= goal
 
 
 def replayable(rows: Iterable[Mapping[str, Any]], trial: Mapping[str, Any], status: str) -> list[Row]:
@@ -156,12 +167,14 @@ def summary(run: RunFolder, result: Mapping[str, Any] | None, status: str) -> di
     made: dict[str, Any] = {"status": status}
     made["restarts"] = sum(event.get("event") == "resume" for event in run.events())
     for row in rows:
-        made |= {f"final/{key}": value for key, value in values(row).items() if key.startswith(("validation", "test"))}
+        scores = {key: value for key, value in values(row).items() if key.startswith(("validation", "test", "slices"))}
+        made |= {f"final/{key}": value for key, value in scores.items()}
     if rows:
         made |= {key: rows[-1][key] for key in ("step", "tokens", "flops") if key in rows[-1]}
     result = result or {}
-    for part in ("validation", "test"):
-        made |= {f"final/{part}/{key}": value for key, value in (result.get(part) or {}).items()}
+    slices = {f"slices/{name}": scores for name, scores in (result.get("slices") or {}).items()}
+    for part, scores in ({"validation": result.get("validation"), "test": result.get("test")} | slices).items():
+        made |= {f"final/{part}/{key}": value for key, value in (scores or {}).items()}
     made |= {key: result[key] for key in ("step", "tokens", "flops", "seconds") if key in result}
     return {
         key: value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from fnmatch import fnmatch
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from experiments.population import train_population
 from experiments.runs import RunFolder
 from experiments.signals import Stop
 from experiments.step import Program
+from experiments.wandb_run import PARTS
 from hybrid.validation import ConfigError
 from tests.experiments.test_loop import events, final
 from tests.experiments.training import quick, run_of
@@ -71,6 +73,12 @@ def test_rows_and_result_hold_the_scores_of_the_task(straight):
     assert result["slices"]["long"] == {
         "loss": None, "accuracy": None, "exact": None, "reason": "model.max_length is 16",
     }  # fmt: skip
+
+
+def test_all_that_is_written_has_an_axis_at_wandb(straight):
+    curves = {name for row in straight.rows() for name in row} - {"step", "tokens", "flops"}
+    assert any(name.startswith("slices/1 pair/") for name in curves)
+    assert [name for name in curves if not any(fnmatch(name, part) for part in PARTS)] == []
 
 
 def test_evaluating_the_last_checkpoint_gives_the_scores_of_the_run(straight):

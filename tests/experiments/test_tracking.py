@@ -118,6 +118,8 @@ def leaves(value) -> int:
 # --- the live mirror --------------------------------------------------------------------------------------------------
 def test_online_run_carries_every_row_and_what_people_group_by(tmp_path, server, environment):
     (run,) = study(tmp_path / "quick", fake_study.Run("quarter_even", 1, 3e-3))
+    with (run.path / "plan.jsonl").open("a") as plan:  # a task's slice, at the last step
+        plan.write(json.dumps({"step": 200, "slices/16 pairs/loss": 0.5, "slices/16 pairs/accuracy": 0.75}) + "\n")
     layers = [{"index": 0, "kind": "M", "parameters": 7, "flops": 5, "state_bytes": 3}]
     record = run.record
     record["derived"]["layers"] = layers
@@ -140,6 +142,7 @@ def test_online_run_carries_every_row_and_what_people_group_by(tmp_path, server,
     assert seen.summary["final/test/bits_per_byte"] == result["test"]["bits_per_byte"]
     best = min(row["validation/bits_per_byte"] for row in run.rows() if "validation/bits_per_byte" in row)
     assert seen.summary["validation/bits_per_byte"] == {"min": best}
+    assert seen.rows[-1]["slices/16 pairs/accuracy"] == seen.summary["final/slices/16 pairs/accuracy"] == 0.75
     assert (seen.summary["status"], seen.summary["tokens"], seen.summary["restarts"]) == ("done", result["tokens"], 0)
     assert seen.exit_codes == [0]
     (table,) = [content for name, content in seen.files.items() if name.startswith("media/table/layers")]
@@ -151,7 +154,7 @@ def test_online_run_carries_every_row_and_what_people_group_by(tmp_path, server,
 def assert_curves_lie_over_tokens(seen: Run) -> None:
     metrics = seen.config["_wandb"]["value"]["m"]  # as the client encodes them: 1 name, 2 glob, 5 its x axis
     names = [metric.get("1") or metric.get("2") for metric in metrics]
-    for pattern in ("train/*", "validation/*", "test/*", "validation/bits_per_byte"):
+    for pattern in ("train/*", "validation/*", "test/*", "slices/*", "validation/bits_per_byte"):
         assert names[metrics[names.index(pattern)]["5"] - 1] == "tokens"
     for axis in ("tokens", "flops"):
         assert 2 in metrics[names.index(axis)]["6"]  # hidden
@@ -362,6 +365,32 @@ def test_step_is_whole_once_its_evaluation_is_there(row, whole):
     before = {"step": 5, "train/loss": 2.0}
     assert wandb_run.replayable([before, row], trial, "stopped") == [before] + [row] * whole
     assert wandb_run.replayable([before, row], trial, "failed") == [before, row]
+
+
+@pytest.mark.parametrize(
+    ("row", "whole"),
+    [
+        ({"step": 50, "validation/loss": 1.0, "validation/accuracy": 0.5, "test/loss": 1.0}, False),
+        ({"step": 50, "validation/loss": 1.0, "test/loss": 1.0, "slices/long/loss": None}, True),
+        ({"step": 20, "validation/loss": 1.0, "validation/accuracy": 0.5}, True),
+        ({"step": 20, "validation/loss": 1.0, "validation/accuracy": 0.9}, False),
+        ({"step": 20, "validation/loss": 0.1, "validation/accuracy": 0.9, "test/loss": 1, "slices/long/loss": 1}, True),
+    ],
+)
+def test_last_step_of_a_task_is_whole_with_its_slices_and_may_come_early(row, whole):
+    trial = {"evaluate": {"every": 20}, "train": {"steps": 50, "stop_at": 0.9}, "data": {"slices": [{"name": "long"}]}}
+    assert wandb_run.is_whole(row, trial) is whole
+
+
+def test_summary_has_the_scores_of_slices_and_leaves_out_those_that_are_missing(tmp_path):
+    run = RunFolder(fake_study.write_run(tmp_path, fake_study.Run("mamba", 0, 1e-3), fake_study.settings("s", "", "")))
+    slices = {"16 pairs": {"loss": 0.5, "accuracy": 0.75}, "long": {"loss": None, "reason": "model.max_length is 16"}}
+    made = wandb_run.summary(run, {**run.result, "slices": slices}, "done")
+    found = {key: value for key, value in made.items() if "slices" in key}
+    assert found == {
+        "final/slices/16 pairs/loss": 0.5, "final/slices/16 pairs/accuracy": 0.75,
+        "final/slices/long/reason": "model.max_length is 16",
+    }  # fmt: skip
 
 
 # --- W&B's own sweeps -------------------------------------------------------------------------------------------------
