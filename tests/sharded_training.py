@@ -2,7 +2,8 @@
 
     python -m tests.sharded_training FOLDER        (with the XLA flag for 8 devices)
 
-A line of JSON a mesh: {"mesh", "dtype", "losses", "collectives", ...}. FOLDER gets a checkpoint of each mesh.
+A line of JSON a mesh: {"mesh", "dtype", "losses", "collectives", ...}. FOLDER gets a checkpoint of each mesh. Then a
+line a mesh and set of a synthetic task (sharded_tasks.py).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import environment
+from tests import sharded_tasks
 
 STEPS = 50
 MESHES = {
@@ -67,7 +69,6 @@ def report(name: str, dtype: str, folder: Path, start: Any) -> dict[str, Any]:
     program, state, losses = train(trial_on(MESHES[name], dtype), start)
     text = program.compiled("train").as_text()
     said = by_kind(traffic(text))
-    gathered = [shape for shapes in GATHERED.findall(text) for shape in SHAPE.findall(shapes)]
     with Checkpoints(folder / dtype / name, keep=1) as checkpoints:
         checkpoints.save(STEPS, saved(host(state)), {})
         checkpoints.wait()
@@ -79,12 +80,18 @@ def report(name: str, dtype: str, folder: Path, start: Any) -> dict[str, Any]:
         "collectives": {kind: line.count for kind, line in said.items()},
         "received": {kind: line.bytes for kind, line in said.items()},
         "summed": summed(program),
-        "gathered": [[int(size) for size in shape.split(",") if size] for shape in gathered],
+        "gathered": gathered(text),
         "tokens": here.params["embedding"]["tokens"].shape,
         "moments of up": optax_mu(here)["layers"]["3"]["sublayer"]["up"].shape,
         "bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(here)),
         "aliased": program.compiled("train").memory_analysis().alias_size_in_bytes,
     }
+
+
+def gathered(text: str) -> list[list[int]]:
+    """Shapes of what the devices of a program of this text gather."""
+    found = [shape for shapes in GATHERED.findall(text) for shape in SHAPE.findall(shapes)]
+    return [[int(size) for size in shape.split(",") if size] for shape in found]
 
 
 def summed(program: Any) -> int:
@@ -151,6 +158,8 @@ def main(folder: Path) -> None:
     print(json.dumps({"initial": max(float(abs(a - b).max()) for a, b in zip(*made, strict=True))}), flush=True)
     for before, after in (("1", "2,2,2"), ("2,2,2", "2,4,1"), ("2,4,1", "1")):
         print(json.dumps(moved(before, after, "float32", folder)), flush=True)
+    for line in sharded_tasks.reports(gathered):
+        print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

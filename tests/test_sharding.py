@@ -62,6 +62,32 @@ def test_cut_parameters_are_gathered_and_activations_are_not(said, mesh):
     assert [shape for shape in found["gathered"] if len(shape) > 2] == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["generated", "fixed"])
+def test_a_task_whose_rows_are_made_in_the_step_is_learnt_and_scored_on_a_mesh_as_on_one_device(said, kind):
+    alone, mesh = (line for line in said if line.get("task") == kind)
+    assert (alone["mesh"], mesh["mesh"]) == ("1", "4,2,1")
+    assert np.abs(np.array(mesh["losses"]) - alone["losses"]).max() <= TOLERANCE["float32"]
+    assert len(set(alone["losses"])) == 12
+    for split in ("validation", "slices/longer"):
+        assert mesh[split] == pytest.approx(alone[split], abs=TOLERANCE["float32"])
+    assert (alone["slices/longer"]["accuracy"] * 10) % 1 == pytest.approx(0, abs=1e-9)  # 5 rows of two labels
+
+
+@pytest.mark.slow
+def test_rows_that_are_made_in_the_step_stay_on_their_device(said):
+    found = next(line for line in said if line.get("task") == "generated" and line["mesh"] != "1")
+    d_model, d_ff = 16, 24  # the only things that fsdp cuts and gathers are parameters; a batch has 8 rows
+    assert found["gathered"] != []
+    assert [shape for shape in found["gathered"] if len(shape) != 2 or shape[0] not in (d_model, d_ff)] == []
+
+
+@pytest.mark.slow
+def test_fresh_rows_and_those_of_a_fixed_set_are_different(said):
+    fresh, fixed = (line["losses"] for line in said if line.get("task") and line["mesh"] == "1")
+    assert fresh != fixed
+
+
 SHARES = [
     ("1", [258, 16], [16, 24]),
     ("8,1,1", [258, 16], [16, 24]),

@@ -33,11 +33,17 @@ COLUMNS = 4
 
 
 def made(config: DataConfig, batch: Mapping[str, Any], training: bool) -> Mapping[str, Any]:
-    """The batch itself, with the tokens and labels of its rows where it only numbers them. Traced."""
+    """The batch itself, with the tokens and labels of its rows where it only numbers them. Traced.
+
+    On a mesh each device makes its own rows: left to itself XLA would gather what a task sorts.
+    """
+    from hybrid.sharding import per_device
+
     for name, rows in batch.items():
         if name.partition(":")[0] == ROWS:
             make = functools.partial(_row, TASKS[config.source], forms(config)[name], training)
-            return {name: array.astype(jnp.int32) for name, array in jax.vmap(make)(rows).items()}
+            whole = per_device(jax.vmap(make), [("batch", None)], ("batch",))(rows)
+            return {name: array.astype(jnp.int32) for name, array in whole.items()}
     return batch
 
 
