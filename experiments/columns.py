@@ -30,6 +30,7 @@ RUNS: dict[str, Any] = {
     "active_parameters": pl.Int64,  # that one token uses
     "flops_per_token": pl.Float64,  # of a training step
     "state_bytes": pl.Float64,  # what decoding carries at the trained length, batch 1
+    "source": pl.String,  # of the data; null in tables that were kept before there was this column
     "seq_len": pl.Int64,  # tokens
     "step": pl.Int64,  # reached
     "steps": pl.Int64,  # asked for

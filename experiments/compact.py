@@ -21,7 +21,7 @@ FACTS = ("study", "baseline", "score", "select_on", "symbols", "versions", "prob
 """Fields of Results that manifest.json keeps under "results"."""
 ABOUT = ("study", "command", "settings", "config", "machine", "workers")
 """What is kept of the study's own manifest: its trials one by one would be most of the size."""
-OPTIONAL = {name for name in (*SCORED, *METRICS) if not name.endswith(("_loss", "_bits_per_byte"))}
+OPTIONAL = {"source", *(name for name in (*SCORED, *METRICS) if not name.endswith(("_loss", "_bits_per_byte")))}
 COUNTED = ("attention", "mixers")
 
 

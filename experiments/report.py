@@ -10,7 +10,10 @@ Reads run folders (or the compact form of results/NAME) as they are, also while 
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,25 +60,53 @@ def command(argv: list[str]) -> int:
 def write(source: Results | Path, axis: str = CURVES[0]) -> Path:
     """report/report.md in the study's folder, its figures and tables beside it; the path of the Markdown.
 
-    axis: one of CURVES, what curves are drawn against.
+    axis: one of CURVES, what curves are drawn against. Where arms read different data, each source has such a report in
+    a folder of its own, and report.md holds their tables.
     """
-    from experiments.figures import save
-    from experiments.files import write_text
-    from experiments.report_text import markdown
+    from experiments.report_text import markdown, overview
 
     results = _results(source)
-    data = results.table()
-    target = results.folder / "report"
-    save(results, target, axis)
-    write_text(target / "table.csv", data.write_csv())
+    target, parts = results.folder / "report", _parts(results)
+    if len(parts) == 1:
+        return _write(results, target, markdown(results, results.table()), axis)
+    for folder, part in parts.items():
+        _write(part, target / folder, markdown(part, part.table()), axis)
+    return _write(results, target, overview(results, parts))
+
+
+def _parts(results: Results) -> dict[str, Results]:
+    """Folder in report/ -> the part of one source; of a study of one source, or without runs, that itself."""
+    parts = results.parts()
+    if len(parts) <= 1:
+        return {"": results}
+    return {
+        re.sub(r"[^\w.-]+", "-", source): dataclasses.replace(part, study=f"{part.study}: {source}")
+        for source, part in parts.items()
+    }
+
+
+def _write(results: Results, target: Path, lines: Iterable[str], axis: str | None = None) -> Path:
+    """report.md of these lines, the tables, and with an axis the figures."""
+    from experiments.figures import save
+    from experiments.files import write_text
+
+    if axis is not None:
+        save(results, target, axis)
+    write_text(target / "table.csv", results.table().write_csv())
     write_text(target / "runs.csv", results.runs.write_csv())
     path = target / "report.md"
-    write_text(path, "\n".join(markdown(results, data)) + "\n")
+    write_text(path, "\n".join(lines) + "\n")
     return path
 
 
 def show(source: Results | Path) -> None:
-    """Prints the verdict table, what it says in words, the warnings and the paths of the figures."""
+    """Prints the verdict table, what it says in words, the warnings and the paths of the figures; each source's own."""
+    results = _results(source)
+    for folder, part in _parts(results).items():
+        _show(part, results.folder / "report" / folder)
+
+
+def _show(results: Results, folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -83,7 +114,6 @@ def show(source: Results | Path) -> None:
     from experiments.figures import FIGURES
     from experiments.report_text import HEADER, STACK, cells, conclusion, warnings
 
-    results = _results(source)
     data = results.table()
     title = f"{results.study}: test {results.about_score.axis}, {results.about_score.direction}"
     table = Table(box=None, pad_edge=False, title=title, title_justify="left")
@@ -97,7 +127,7 @@ def show(source: Results | Path) -> None:
     for line in (*conclusion(results, data), *warnings(results, data)):
         console.print(f"- {line.replace('**', '')}", soft_wrap=True)
     for name in FIGURES:
-        path = results.folder / "report" / f"{name}.png"
+        path = folder / f"{name}.png"
         if path.exists():
             print(f"figure: {path}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import polars as pl
@@ -66,6 +66,24 @@ def markdown(results: Results, data: pl.DataFrame) -> Iterator[str]:
     yield from _rates(results)
     yield from _budgets(results, data)
     yield from _failures(results)
+    yield from _again(results)
+
+
+def overview(results: Results, parts: Mapping[str, Results]) -> Iterator[str]:
+    """The lines of report.md of a study whose arms read different data; parts: folder of a report -> what it tells."""
+    yield f"# {results.study}"
+    yield ""
+    yield "Scores on different data are not compared: each source has a table, verdicts and figures of its own."
+    yield ""
+    for folder, part in parts.items():
+        data = part.table()
+        yield f"## {part.study}"
+        yield ""
+        yield from (f"- {line}" for line in conclusion(part, data))
+        yield ""
+        yield from grid(HEADER, cells(data), code=STACK)
+        yield f"Warnings, figures, rates and budgets: [report]({folder}/report.md)"
+        yield ""
     yield from _again(results)
 
 
@@ -150,8 +168,8 @@ def cells(data: pl.DataFrame) -> list[list[str]]:
             short(row["state_bytes"]),
             _rate(row),
             str(row["n"]) + (f" (+{row['lost']} diverged)" if row["lost"] else ""),
-            _with_interval(row["test"], row["low"], row["high"]),
-            _with_interval(row["difference"], row["difference_low"], row["difference_high"], "+"),
+            with_interval(row["test"], row["low"], row["high"]),
+            with_interval(row["difference"], row["difference_low"], row["difference_high"], "+"),
             row["verdict"] or ("diverged" if row["diverged"] == row["runs"] else "no verdict"),
         ]
         for row in data.iter_rows(named=True)
@@ -185,7 +203,7 @@ def _rate(row: dict[str, Any]) -> str:
     return f"{row['learning_rate']:g}" + (f" ({EDGES[row['edge']]})" if row["edge"] else "")
 
 
-def _with_interval(mean: float | None, low: float | None, high: float | None, sign: str = "") -> str:
+def with_interval(mean: float | None, low: float | None, high: float | None, sign: str = "") -> str:
     """mean ± half the interval, or the interval itself where it is not symmetric."""
     if mean is None:
         return ""
@@ -248,7 +266,7 @@ def _slices(results: Results) -> Iterator[str]:
             values = mine.filter((pl.col("arm") == arm) & (pl.col("slice") == name))["value"].drop_nulls().to_list()
             found = interval(values, LEVEL) if values else None
             ends = (None, None) if found is None or found.n < 2 else (found.low, found.high)
-            cells.append(_with_interval(found.mean if found else None, *ends))
+            cells.append(with_interval(found.mean if found else None, *ends))
         rows.append([arm, *cells])
     yield from grid(("arm", *names), rows)
 

@@ -131,6 +131,8 @@ def shown(claim: Claim, scale: Scale, findings: Sequence[Finding], results: Resu
     yield f"{claim.about} Source: {claim.source}."
     yield ""
     yield from grid(HEADER, map(cells, findings))
+    if claim.details is not None and results is not None:
+        yield from claim.details(results)
     if scale.reduced:
         yield f"Reduced protocol: {scale.reduced}."
     yield f"Agreement: {claim.agreement}. Intervals are 95 % over seeds where nothing else is said."

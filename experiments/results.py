@@ -70,6 +70,23 @@ class Results:
         """Status -> number of runs."""
         return dict(Counter(self.runs["status"].to_list()))
 
+    def parts(self) -> dict[str, Results]:
+        """Source of data -> its arms alone, in the order of the study: scores of different data are not compared.
+
+        The baseline of a part is the arm whose stack is that of the study's baseline, or else its first.
+        """
+        stacks = dict(self.runs.select("arm", "expanded").iter_rows())
+        found = {}
+        for source in self.runs["source"].unique(maintain_order=True):
+            runs = self.runs.filter(pl.col("source").eq_missing(pl.lit(source)))
+            arms = runs["arm"].unique(maintain_order=True).to_list()
+            alike = [arm for arm in arms if stacks[arm] == stacks.get(self.baseline)]
+            baseline = self.baseline if self.baseline in arms else [*alike, *arms][0]
+            curves = self.curves.join(runs, on="id", how="semi", maintain_order="left")
+            slices = self.slices.join(runs, on="id", how="semi", maintain_order="left")
+            found[source or ""] = dataclasses.replace(self, runs=runs, curves=curves, slices=slices, baseline=baseline)
+        return found
+
     def against(self, baseline: str) -> Results:
         """The same, compared with another arm. Raises ConfigError where no arm has that name."""
         from experiments.verdicts import check_baseline

@@ -127,12 +127,16 @@ def edges(results: Results) -> dict[str, str | None]:
 
 
 def table(results: Results, baseline: str | None = None) -> pl.DataFrame:
-    """A row an arm, in the order of the study. Raises ConfigError for a baseline that is no arm.
+    """A row an arm, in the order of the study, source by source. Raises ConfigError for a baseline that is no arm.
 
     A verdict needs a test score of the arm and of the baseline on one seed at least; from one pair it is "undecided".
+    Arms of different data are not compared: each source (`Results.parts`) is a table of its own, with its own baseline.
     """
     arms = results.arms
     baseline = check_baseline(results, results.baseline if baseline is None else baseline)
+    parts = results.against(baseline).parts()
+    if len(parts) > 1:
+        return pl.concat([table(part) for part in parts.values()])
     kept, choice, at_edge = confirmed(results), chosen(results), edges(results)
     scores = {arm: _by_seed(kept.filter(pl.col("arm") == arm), f"test_{results.score}") for arm in arms}
     about = results.about_score

@@ -8,7 +8,7 @@ so most findings ask for an order. No jax here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -73,6 +73,8 @@ class Claim:
     """What the published protocol would cost, where it is not what runs here."""
     floor: Callable[[Results], str] | None = None
     """The noise floor of the study in words, where the claim is about small differences."""
+    details: Callable[[Results], Iterator[str]] | None = None
+    """Lines of Markdown that stand below the findings: numbers that they are made of, and that no verdict hangs on."""
 
 
 # --- findings ---------------------------------------------------------------------------------------------------------
@@ -113,13 +115,18 @@ def level(results: Results, arm: str, published: str, least: float, most: float)
     return Finding(arm, published, row["test"], row["low"], row["high"], about.label, words, verdict, (least, most))
 
 
-def orders(results: Results, pairs: Sequence[tuple[str, str, str]]) -> list[Finding]:
+def orders(
+    results: Results,
+    pairs: Sequence[tuple[str, str, str]],
+    scores: Mapping[str, Mapping[int, float]] | None = None,
+) -> list[Finding]:
     """(better arm, worse arm, what was published): the paired difference has that sign, Holm over all the pairs.
 
-    The difference is counted so that more than 0 is what was published, whichever way the score goes.
+    The difference is counted so that more than 0 is what was published, whichever way the score goes. scores: by seed,
+    of what is named in the pairs, where these are no arms of the study.
     """
     about = results.about_score
-    scores = by_seed(results)
+    scores = by_seed(results) if scores is None else scores
     sign = -1 if about.smaller_is_better else 1
     compared = []
     for better, worse, _ in pairs:
