@@ -9,7 +9,7 @@ from experiments.grid import axis, chain, point, product
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Eight mixers with MLPs of equal size; twelve keys with values in 64 tokens."""
+    """Eight mixers with MLPs of equal size; four keys with values in 64 tokens."""
     return ml_collections.ConfigDict(
         {
             "protocol": "hybrid",
@@ -23,16 +23,17 @@ def get_config() -> ml_collections.ConfigDict:
                 "d_model": 64,
                 "n_heads": 4,
                 "positions": "none",
-                "match": {"parameters": 450_000, "by": "d_ff"},
+                "mamba": {"d_state": 4},
+                "match": {"parameters": 280_000, "by": "d_ff"},
             },
             "data": {
                 "source": "mqar",
                 "seq_len": 64,
                 "batch_size": 32,
-                "task": {"vocab_size": 512, "num_kv_pairs": 12},
+                "task": {"vocab_size": 64, "num_kv_pairs": 4},
             },
             "optimizer": {"learning_rate": 3e-3},
-            "train": {"steps": 2500, "stop_at": 0.995},
+            "train": {"steps": 800, "stop_at": 0.995},
             "study": {"name": "recall_depth", "seeds": 3, "baseline": "none"},
             "seed": 0,
         }

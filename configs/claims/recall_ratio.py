@@ -9,7 +9,7 @@ from experiments.grid import axis, chain, point, product
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Four mixers with MLPs of equal size; eight keys with values in 64 tokens."""
+    """Four mixers with MLPs of equal size; four keys with values in 64 tokens."""
     return ml_collections.ConfigDict(
         {
             "protocol": "hybrid",
@@ -23,16 +23,17 @@ def get_config() -> ml_collections.ConfigDict:
                 "d_model": 64,
                 "n_heads": 4,
                 "positions": "none",
-                "match": {"parameters": 250_000, "by": "d_ff"},
+                "mamba": {"d_state": 4},
+                "match": {"parameters": 150_000, "by": "d_ff"},
             },
             "data": {
                 "source": "mqar",
                 "seq_len": 64,
-                "batch_size": 32,
-                "task": {"vocab_size": 512, "num_kv_pairs": 12},
+                "batch_size": 64,
+                "task": {"vocab_size": 64, "num_kv_pairs": 4},
             },
             "optimizer": {"learning_rate": 3e-3},
-            "train": {"steps": 2500, "stop_at": 0.995},
+            "train": {"steps": 800, "stop_at": 0.995},
             "study": {"name": "recall_ratio", "seeds": 3, "baseline": "none"},
             "seed": 0,
         }
@@ -47,4 +48,4 @@ def sweep() -> list[dict]:
         point({"arm": "1/2", "model.count": 2}),
         point({"arm": "all", "model.base": "A", "model.positions": "rope"}),
     )
-    return product(arms, axis("optimizer.learning_rate", [1e-3, 3e-3, 1e-2, 3e-2]))
+    return product(arms, axis("optimizer.learning_rate", [3e-4, 1e-3, 3e-3, 1e-2]))

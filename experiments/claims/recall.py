@@ -23,9 +23,11 @@ def _large(steps: int, *more: str) -> tuple[str, ...]:
 
 def _wider(width: int, heads: int, parameters: int, steps: int, *more: str) -> tuple[str, ...]:
     sizes = (f"--config.model.d_model={width}", f"--config.model.n_heads={heads}")
+    sizes += ("--config.model.mamba.d_state=16",)
     return (*sizes, f"--config.model.match.parameters={parameters}", f"--config.train.steps={steps}", *more)
 
 
+SHORT = "4 pairs in 64 tokens, vocabulary 64, Mamba with a state of 4 a channel"
 LONGER = ("--config.data.seq_len=256", "--config.data.task.num_kv_pairs=48", "--config.data.task.vocab_size=8192")
 
 
@@ -171,7 +173,7 @@ CLAIMS = (
         agreement=f"1/4, 1/2 and all above none (sign); 1/4 reaches {LEARNT}",
         judge=ratio,
         scales={
-            "cpu": Scale("configs/claims/recall_ratio.py", reduced="4 mixers of width 64; 12 pairs in 64 tokens"),
+            "cpu": Scale("configs/claims/recall_ratio.py", reduced=f"4 mixers of width 64; {SHORT}"),
             "gpu": Scale(
                 "configs/claims/recall_ratio.py", _wider(128, 8, 1_500_000, 8_000, *LONGER),
                 reduced="4 mixers of width 128; 48 pairs in 256 tokens",
@@ -186,7 +188,7 @@ CLAIMS = (
         agreement=f"1/8 and 1/4 above none (sign); 1/8 reaches {LEARNT}",
         judge=depth,
         scales={
-            "cpu": Scale("configs/claims/recall_depth.py", reduced="8 mixers of width 64; 12 pairs in 64 tokens"),
+            "cpu": Scale("configs/claims/recall_depth.py", reduced=f"8 mixers of width 64; {SHORT}"),
             "gpu": Scale(
                 "configs/claims/recall_depth.py", _wider(128, 8, 3_000_000, 8_000, *LONGER),
                 reduced="8 mixers of width 128; 48 pairs in 256 tokens",
@@ -200,7 +202,7 @@ CLAIMS = (
         published="not first; middle and even are best",
         agreement="even, middle and last above first (sign)",
         judge=placement,
-        scales={"cpu": Scale("configs/claims/recall_placement.py", reduced="4 mixers of width 64, recall alone")},
+        scales={"cpu": Scale("configs/claims/recall_placement.py", reduced=f"4 mixers of width 64, recall alone; {SHORT}")},
     ),
     Claim(
         name="few-shot",
