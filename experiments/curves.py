@@ -153,7 +153,7 @@ def _times(work: str, program: Any, reader: Any, trial: Trial, length: int, batc
 def _decoding(program: Any, reader: Any, params: Any, tokens: Any) -> list[float]:
     """Seconds of a token each, written over and over at the last place of a full state: each costs what the last token
     of the length costs."""
-    _, state = reader(params, tokens)
+    _, state = jax.block_until_ready(reader(params, tokens))  # or the first token would wait for the prompt
     last = tokens[:, -1:]
     times: list[float] = []
     while len(times) <= ROUNDS and sum(times) * TOKENS < ENOUGH:
