@@ -75,6 +75,12 @@ def place(claim: Claim, scale: str, workdir: Path) -> Path:
     return workdir / f"{Path(config).stem if config else claim.name}-{scale}"
 
 
+def kept(claim: Claim) -> Path:
+    """Where the project keeps the small form of its study on two cores; claims that share a config share it."""
+    config = claim.scales["cpu"].config
+    return ROOT / "results" / (Path(config).stem if config else claim.name)
+
+
 def _sweep(scale: Scale, folder: Path, more: Sequence[str], given: dict) -> int:
     from experiments import sweep
 

@@ -2,6 +2,8 @@
 
 import pytest
 
+from experiments.claims import CLAIMS
+from experiments.reproduce import kept
 from scripts import refresh_pages
 
 MARKED = [page for page in refresh_pages.PAGES if refresh_pages.MARKED.search(page.read_text(encoding="utf-8"))]
@@ -15,7 +17,10 @@ def test_tables_are_those_of_results_and_presets(page):
 
 def test_every_committed_result_stands_on_a_page():
     told = {match[1] for page in MARKED for match in refresh_pages.MARKED.finditer(page.read_text(encoding="utf-8"))}
-    assert told == {"presets", *(f"results/{folder.name}" for folder in (refresh_pages.ROOT / "results").iterdir())}
+    assert "presets" in told
+    tables = {name.removeprefix("results/") for name in told if name.startswith("results/")}
+    claims = {kept(CLAIMS[name.removeprefix("claim ")]).name for name in told if name.startswith("claim ")}
+    assert {folder.name for folder in (refresh_pages.ROOT / "results").iterdir()} <= tables | claims
 
 
 def test_figure_is_there():
