@@ -1,7 +1,8 @@
 """Verdicts on what real runs scatter like: equals are left undecided, a planted effect is found as often as stated.
 
 Scores are resampled: losses from the runs kept under results/ (each as its distance from the mean of its arm), shares
-of right answers as recall gives them, in two heaps. Every study is repeated 200 times or more from fixed seeds.
+of right answers as recall gives them, in two heaps, and from the kept studies that RECALL names. Every study is
+repeated 200 times or more from fixed seeds.
 """
 
 import csv
@@ -19,18 +20,40 @@ AT_LEAST = 184 / 200
 often as that (the paired t test, of losses) is repeated 600 times."""
 
 
-def spread() -> np.ndarray:
-    """Test losses of real runs around the mean of their arm and setting, of the size that single runs have."""
+RESULTS = Path(__file__).parents[2] / "results"
+
+RECALL: tuple[str, ...] = ()
+"""Studies kept under results/, by the folder's name, whose accuracies are resampled beside the stylised heaps below.
+None is kept yet; one that is needs runs that learnt and runs that did not."""
+
+
+def kept(folder: Path, studies: str = "*") -> list[dict[str, str]]:
+    """Rows of the runs that are done, of all studies under `folder` or of the one of this name."""
     found = []
-    for path in sorted(Path(__file__).parents[2].glob("results/*/runs.csv")):
-        arms = defaultdict(list)
+    for path in sorted(folder.glob(f"{studies}/runs.csv")):
         with path.open() as file:
-            for row in csv.DictReader(file):
-                if row["status"] == "done" and row["test_loss"]:
-                    arms[row["arm"], row["setting"]].append(float(row["test_loss"]))
-        for scores in arms.values():
-            if len(scores) >= 3:
-                found += list((np.array(scores) - np.mean(scores)) * np.sqrt(len(scores) / (len(scores) - 1)))
+            found += [{**row, "study": path.parent.name} for row in csv.DictReader(file) if row["status"] == "done"]
+    return found
+
+
+def spread(folder: Path = RESULTS) -> np.ndarray:
+    """Test losses of real runs on text and DNA around the mean of their arm and setting, of the size that single runs
+    have."""
+    arms = defaultdict(list)
+    for row in kept(folder):
+        if row["test_loss"] and not row.get("test_accuracy"):  # a task's loss jumps as its accuracy does
+            arms[row["study"], row["arm"], row["setting"]].append(float(row["test_loss"]))
+    found = []
+    for scores in arms.values():
+        if len(scores) >= 3:
+            found += list((np.array(scores) - np.mean(scores)) * np.sqrt(len(scores) / (len(scores) - 1)))
+    return np.array(found)
+
+
+def accuracies(study: str, folder: Path = RESULTS) -> np.ndarray:
+    """Test accuracies of the runs of a kept study, whatever their arm and rate: together they lie in two heaps."""
+    found = [float(row["test_accuracy"]) for row in kept(folder, study) if row.get("test_accuracy")]
+    assert len(found) >= 12 and min(found) < 0.5 < max(found), f"{study}: {len(found)} runs"
     return np.array(found)
 
 
@@ -56,9 +79,14 @@ def ceiling(rng, shape):
     return 1 - rng.binomial(2, 0.3, shape) / 256
 
 
-LAWS = {"losses": losses, "all learn": heaps(1.0), "ceiling": ceiling} | {
-    f"{learns:g} learn": heaps(learns) for learns in (0.1, 0.3, 0.5, 0.9)
-}
+def as_measured(scores):
+    """The accuracy of any run of a study."""
+    return lambda rng, shape: rng.choice(scores, shape)
+
+
+LAWS = {"losses": losses, "all learn": heaps(1.0), "ceiling": ceiling}
+LAWS |= {f"{learns:g} learn": heaps(learns) for learns in (0.1, 0.3, 0.5, 0.9)}
+LAWS |= {f"as in {study}": as_measured(accuracies(study)) for study in RECALL}
 
 
 def study(rng, laws, seeds, rates=4, larger_is_better=True):
@@ -86,6 +114,24 @@ def decided(laws, seeds, is_share, repeats=REPEATS, key=0, rates=4):
 
 def test_the_losses_that_are_resampled_are_those_of_enough_real_runs():
     assert len(LOSSES) >= 100 and 0.005 < LOSSES.std() < 0.1
+
+
+def test_what_is_resampled_is_read_from_the_kept_runs_that_are_done(tmp_path):
+    (tmp_path / "recall").mkdir()
+    (tmp_path / "text").mkdir()
+    recall = [f"a,s,done,{3 - score},{score}" for score in [0.1] * 6 + [0.99] * 6] + [
+        "a,s,failed,,",
+        "a,s,diverged,9,0.5",
+    ]
+    (tmp_path / "recall" / "runs.csv").write_text("\n".join(["arm,setting,status,test_loss,test_accuracy", *recall]))
+    text = ["a,s,done,1.0", "a,s,done,1.1", "a,s,done,1.2", "a,t,done,7.0", "b,s,failed,"]
+    (tmp_path / "text" / "runs.csv").write_text("\n".join(["arm,setting,status,test_loss", *text]))
+    assert sorted(accuracies("recall", tmp_path)) == [0.1] * 6 + [0.99] * 6
+    assert np.sort(spread(tmp_path)) == pytest.approx(np.array([-0.1, 0, 0.1]) * np.sqrt(1.5))
+    with pytest.raises(AssertionError, match="text: 0 runs"):
+        accuracies("text", tmp_path)
+    law = as_measured(accuracies("recall", tmp_path))
+    assert set(law(np.random.default_rng(0), (5, 20)).ravel()) == {0.1, 0.99}
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])
