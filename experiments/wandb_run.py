@@ -167,8 +167,8 @@ def summary(run: RunFolder, result: Mapping[str, Any] | None, status: str) -> di
     made: dict[str, Any] = {"status": status}
     made["restarts"] = sum(event.get("event") == "resume" for event in run.events())
     for row in rows:
-        scores = {key: value for key, value in values(row).items() if key.startswith(("validation", "test", "slices"))}
-        made |= {f"final/{key}": value for key, value in scores.items()}
+        scored = {key: value for key, value in values(row).items() if key.startswith(("validation", "test", "slices"))}
+        made |= {f"final/{key}": value for key, value in scored.items()}
     if rows:
         made |= {key: rows[-1][key] for key in ("step", "tokens", "flops") if key in rows[-1]}
     result = result or {}
