@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
             "model": {"pattern": "MM", "d_model": 64, "n_heads": 8, "positions": "none"},
             "data": {"source": "induction-heads", "seq_len": 64, "batch_size": 32, "slices": slices},
             "optimizer": {"learning_rate": 1e-3, "schedule": "constant", "weight_decay": 0.0},
-            "train": {"steps": 6000, "stop_at": 0.995},
+            "train": {"steps": 3000, "stop_at": 0.995},
             "study": {"name": "induction_heads", "seeds": 3, "baseline": "attention"},
             "seed": 0,
         }

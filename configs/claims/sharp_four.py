@@ -14,9 +14,9 @@ def get_config() -> ml_collections.ConfigDict:
         {
             "protocol": "hybrid",
             "model": {"pattern": "A", "d_model": 64, "n_heads": 1, "positions": "rope", "mamba": {"conv": True}},
-            "data": {"source": "mqar", "seq_len": 64, "task": {"vocab_size": 512, "num_kv_pairs": 4}},
+            "data": {"source": "mqar", "seq_len": 64, "task": {"vocab_size": 64, "num_kv_pairs": 4}},
             "optimizer": {"learning_rate": 3e-3},
-            "train": {"steps": 3000, "stop_at": 0.995},
+            "train": {"steps": 1500, "stop_at": 0.995},
             "study": {"name": "sharp_four", "seeds": 3, "baseline": "attention"},
             "seed": 0,
         }

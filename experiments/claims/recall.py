@@ -140,7 +140,7 @@ CLAIMS = (
         agreement=f"at least {LEARNT} and at most {FAILED}; attention and Mamba better with the convolution (sign)",
         judge=sharp_four,
         scales={
-            "cpu": Scale("configs/claims/sharp_four.py", reduced="4 pairs of 512 tokens in 64, not 8192 in 512"),
+            "cpu": Scale("configs/claims/sharp_four.py", reduced="4 pairs in 64 tokens, vocabulary 64 instead of 8192"),
             "gpu": Scale("configs/claims/sharp_four.py", _large(10_000, *LONGER), reduced="width 64, 256 tokens"),
         },
     ),
@@ -202,7 +202,9 @@ CLAIMS = (
         published="not first; middle and even are best",
         agreement="even, middle and last above first (sign)",
         judge=placement,
-        scales={"cpu": Scale("configs/claims/recall_placement.py", reduced=f"4 mixers of width 64, recall alone; {SHORT}")},
+        scales={
+            "cpu": Scale("configs/claims/recall_placement.py", reduced=f"4 mixers of width 64, recall alone; {SHORT}")
+        },
     ),
     Claim(
         name="few-shot",
@@ -223,7 +225,7 @@ CLAIMS = (
         published="log-probabilities with and without rotary positions are identical",
         agreement="Mamba first without positions beats attention with them; attention without them loses (sign)",
         judge=no_positions,
-        scales={"cpu": Scale("configs/claims/no_positions.py", reduced="0.25 M parameters, 1.6 M bytes")},
+        scales={"cpu": Scale("configs/positions.py", reduced="0.25 M parameters, 0.4 M bytes of Shakespeare")},
         full_cost="two models of 1.3 B parameters, 250 B tokens each",
     ),
     Claim(
