@@ -67,7 +67,7 @@ def prepare(*, devices: int | None = None, threads: int | None = None) -> None:
     os.environ["XLA_FLAGS"] = " ".join(_flags(os.environ.get("XLA_FLAGS", ""), devices))
     for name, value in _variables(threads).items():
         os.environ.setdefault(name, value)
-    _keep_memory()
+    keep_memory()
 
 
 def of_workers(workers: int, threads: int, given: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -107,14 +107,15 @@ def threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Asks glibc to keep freed memory instead of giving it back to the kernel after every operation.
 
     XLA on a CPU takes its buffers anew at each step; without this each page of them is mapped and cleared again, which
-    was two fifths of a step of the quick start (100 to 60 ms). One arena, because only that one grows without maps.
+    was two fifths of a step of the quick start (100 to 60 ms). One arena, because only that one grows without maps: a
+    process that starts threads before `prepare` calls this before them, as each may make an arena for all later ones.
     Left alone where a person tunes malloc, and beside an accelerator.
     """
-    if accelerator() or any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+    if _kept_memory or accelerator() or any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

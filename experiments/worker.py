@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.environment import keep_memory
 from experiments.runs import Held, RunFolder
 
 Trainer = Callable[..., str]
@@ -174,6 +175,7 @@ def printing_to(path: Path) -> Iterator[None]:
 
 def main(arguments: dict[str, str]) -> int:
     die_with(int(arguments["parent"]))
+    keep_memory()  # before the inbox has its thread
     answers = os.dup(1)
     os.dup2(2, 1)
     inbox = Inbox()
