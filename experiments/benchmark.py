@@ -4,8 +4,9 @@
 
 Three works for each arm: `prefill` reads a prompt, `decode` appends a token to a full state, `train` is the gradient of
 the loss. A curve stops where a point would take longer than --seconds, by the points before it, or more memory than
-there is, by its compiled program; the table says which. The config is asked for each length again with data.seq_len
-set, so that fields which refer to it follow. Exit code 0: all was measured or stopped; 2: something was given wrongly.
+there is, by its compiled program; the table says which. What the table has of works that --work leaves out is kept. The
+config is asked for each length again with data.seq_len set, so that fields which refer to it follow. Exit code 0: all
+was measured or stopped; 2: something was given wrongly.
 """
 
 from __future__ import annotations
@@ -106,8 +107,9 @@ def measure(arms: dict[str, list], works: Sequence[str], limits: Any, folder: Pa
     import jax
 
     from experiments.curves import curve
-    from experiments.curves_figure import table, write
+    from experiments.curves_figure import table, write, written
 
+    kept = [point for point in written(folder) if point.work not in works]
     found: list[Point] = []
     tty = sys.stderr.isatty()
 
@@ -122,10 +124,15 @@ def measure(arms: dict[str, list], works: Sequence[str], limits: Any, folder: Pa
                 say("")
                 print(line(point), flush=True)
                 found.append(point)
-                table(folder, found)
+                table(folder, in_order(kept + found))
             jax.clear_caches()
-            write(folder, found, config)
+            write(folder, in_order(kept + found), config)
     return found
+
+
+def in_order(points: Sequence[Point]) -> list[Point]:
+    """Work by work; within one as they are."""
+    return sorted(points, key=lambda point: WORKS.index(point.work))
 
 
 def line(point: Point) -> str:

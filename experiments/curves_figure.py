@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.curves import Point
 from experiments.files import write_text
+from hybrid.validation import ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,6 +30,25 @@ def table(folder: Path, points: Sequence[Point]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, text.getvalue())
     return path
+
+
+def written(folder: Path) -> list[Point]:
+    """The points of folder/benchmark.csv, none where there is no such file."""
+    path = folder / "benchmark.csv"
+    if not path.is_file():
+        return []
+    readers = {"length": int, "batch": int, "parameters": int, "peak_bytes": int, "seconds": float,
+               "compile_seconds": float}  # fmt: skip
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        values = [{key: readers.get(key, str)(text) if text or key not in readers else None
+                   for key, text in row.items()} for row in rows]  # fmt: skip
+        return [Point(**value) for value in values]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            "--workdir", f"{str(path)!r} is not a table of this command ({error}); move it away"
+        ) from None
 
 
 def write(folder: Path, points: Sequence[Point], config: Path) -> Path:

@@ -128,5 +128,10 @@ def test_measures_every_arm_and_work_and_draws_them(config, tmp_path, capsys):
     order = itertools.product(("prefill", "decode", "train"), ("mamba", "hyena"), ("8",))
     assert [(row["work"], row["arm"], row["length"]) for row in rows] == list(order)
     assert all(float(row["seconds"]) > 0 and int(row["peak_bytes"]) > 0 and row["batch"] == "2" for row in rows)
+    before = (folder / "benchmark.csv").read_text().splitlines()
+    assert command([f"--config={config}", "--lengths=8", f"--workdir={folder}", "--work=decode"]) == 0
+    after = (folder / "benchmark.csv").read_text().splitlines()
+    assert [line for line in before if ",decode," not in line] == [line for line in after if ",decode," not in line]
+    assert len(after) == len(before) and after != before
     assert (folder / "benchmark.png").read_bytes().startswith(b"\x89PNG")
     assert str(folder / "benchmark.png") in capsys.readouterr().out
