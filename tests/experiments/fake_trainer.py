@@ -101,3 +101,20 @@ def _restore(run: Any) -> dict[str, Any] | None:
     state = read_json(kept[-1])
     run.event("resume", step=state["step"])
     return state
+
+
+def taking_memory(trial: Any, run: Any, programs: dict) -> str:
+    """Takes 100 MiB in each of four threads and fails: the error says how many lie on the heap that is kept."""
+    import ctypes
+    import threading
+
+    malloc = ctypes.CDLL(None).malloc
+    malloc.argtypes, malloc.restype = [ctypes.c_size_t], ctypes.c_size_t
+    taken: list[int] = []
+    threads = [threading.Thread(target=lambda: taken.append(malloc(100 * 2**20))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+        thread.join()
+    heap = next(line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith("[heap]"))
+    low, high = (int(end, 16) for end in heap.split()[0].split("-"))
+    raise ValueError(f"{sum(low <= place < high for place in taken)} of {len(taken)} on the heap")

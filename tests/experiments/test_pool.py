@@ -132,6 +132,14 @@ def test_trainer_that_cannot_be_imported_fails_every_run_with_the_reason(study):
     assert study.tasks[0].run.failure["error"] == "ModuleNotFoundError: No module named 'no_such_module'"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
+def test_worker_keeps_large_arrays_of_all_its_threads(study):
+    """Its inbox has a thread: had that an arena of its own, later threads would share it, and map each array anew."""
+    with Pool(1, trainer="fake_trainer:taking_memory", environment=study.environment) as pool:
+        pool.run(study.tasks[:1])
+    assert study.tasks[0].run.failure["error"] == "ValueError: 4 of 4 on the heap"
+
+
 def test_worker_that_cannot_start_at_all_is_given_up(study):
     with study.pool(PYTHONPATH="/dev/null", PYTHONHOME="/nowhere") as pool:
         pool.run(study.tasks[:1])
