@@ -115,7 +115,8 @@ def keep_memory() -> None:
     process that starts threads before `prepare` calls this before them, as each may make an arena for all later ones.
     Left alone where a person tunes malloc, and beside an accelerator.
     """
-    if _kept_memory or accelerator() or any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+    tuned = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    if _kept_memory or tuned or accelerator():
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

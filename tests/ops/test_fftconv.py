@@ -116,9 +116,9 @@ def test_blocks_of_channels_equal_all_at_once(x64, monkeypatch):
     ("channels", "batch", "length", "blocks"),
     [
         (128, 1, 4096, 1),  # small enough at once
-        (128, 1, 65_536, 2),
+        (128, 1, 65_536, 4),
         (128, 1, 1_048_576, 8),  # no fewer than 16
-        (768, 8, 8192, 12),
+        (768, 8, 8192, 24),
         (97, 1, 1_048_576, 1),  # a prime number cannot be cut
         (100, 1, 1_048_576, 5),
     ],
