@@ -22,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "task": {"vocab_size": 512, "num_kv_pairs": 4},
             },
             "optimizer": {"learning_rate": 1e-3},
-            "train": {"steps": 2355},
+            "train": {"steps": 1570},
             "study": {"name": "zoology_mqar", "seeds": 3, "baseline": "attention 64"},
             "seed": 0,
         }
@@ -30,10 +30,10 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def sweep() -> list[dict]:
-    """Three mixers, two widths, the paper's four learning rates."""
+    """Three mixers, two widths, three of the paper's four learning rates."""
     arms = [
         point({"arm": f"{name} {width}", "model.pattern": pattern, "model.d_model": width})
         for name, pattern in (("attention", "AA"), ("hyena", "HH"), ("short convolution", "CC"))
         for width in (64, 128)
     ]
-    return product(chain(*arms), axis("optimizer.learning_rate", [1e-4, 4.6e-4, 2.2e-3, 1e-2]))
+    return product(chain(*arms), axis("optimizer.learning_rate", [4.6e-4, 2.2e-3, 1e-2]))

@@ -154,7 +154,8 @@ CLAIMS = (
         scales={
             "cpu": Scale(
                 "configs/claims/zoology_mqar.py",
-                reduced="vocabulary 512 instead of 8192, 10,000 rows instead of 100,000, 15 epochs instead of 64",
+                reduced="vocabulary 512 instead of 8192, 10,000 rows instead of 100,000, 10 epochs instead of 64, "
+                "three rates of four, batch 64",
             ),
             "gpu": Scale(
                 "configs/claims/zoology_mqar.py",

@@ -32,7 +32,7 @@ def floor(results: Results) -> str:
 
 
 REDUCED = (
-    "8 mixers of width 64 (0.5 M parameters) instead of 48 of width 1024 (350 M); 2 M bytes of reviews instead of 7 B "
+    "8 mixers of width 64 (0.35 M parameters) instead of 48 of width 1024 (350 M); 0.8 M bytes of reviews, not 7 B "
     "tokens"
 )
 SCALES = {
