@@ -44,13 +44,17 @@ class Response:
 
 
 def response(
-    rates: Sequence[float], scores: Sequence[float], tolerance: float, smaller_is_better: bool = True
+    rates: Sequence[float],
+    scores: Sequence[float],
+    tolerance: float,
+    smaller_is_better: bool = True,
+    chosen: float | None = None,
 ) -> Response:
     """The response curve of one arm: a score per rate, nan or infinite where the run diverged.
 
     The window holds the best rate and ends where the curve, drawn straight over log(rate), leaves best + `tolerance`
     (in units of the score); beside a diverged run it ends at the last rate that did not diverge. A best rate beside a
-    diverged one is not at an edge: divergence bounds the grid.
+    diverged one is not at an edge: divergence bounds the grid. chosen: the best rate, where not the score says it.
     """
     if len(rates) != len(scores) or len(set(rates)) < len(rates) or not all(0 < rate < math.inf for rate in rates):
         raise ValueError(f"rates must be distinct, positive and as many as the scores, got {rates!r} and {scores!r}")
@@ -61,6 +65,8 @@ def response(
     if not np.isfinite(y).any():
         return Response(math.nan, math.nan, None, math.nan, math.nan, 0.0, False)
     best, last = int(y.argmin()), len(y) - 1
+    if chosen is not None:
+        best = [float(rates[i]) for i in order].index(chosen)
     edges: dict[tuple[bool, bool], Literal["low", "high", "both"]] = {
         (True, False): "low",
         (False, True): "high",

@@ -53,3 +53,14 @@ SCORES: dict[str, Score] = {
 def best(scores: Iterable[float], smaller_is_better: bool) -> float | None:
     """The best of scores that are finite numbers; None of none."""
     return min(scores, default=None) if smaller_is_better else max(scores, default=None)
+
+
+def rank(score: float, smaller_is_better: bool, step: int | None = None, steps: int | None = None) -> tuple:
+    """A key that sorts runs of an arm, the best first.
+
+    A run that ended before its last step knew the task (train.stop_at), and goes before all that did not; of two such
+    runs the one that needed fewer steps, for the rest of their scores is chance. Else the score decides.
+    """
+    value = score if smaller_is_better else -score
+    early = step is not None and steps is not None and step < steps
+    return (0, step, value) if early else (1, 0, value)

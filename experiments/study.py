@@ -13,7 +13,7 @@ from typing import Any
 
 from experiments.config import DataConfig, Placed, StudyConfig, Trial, group_id, identity, run_id, trial_from
 from experiments.configfile import ConfigFile, Point, hint_of
-from experiments.scores import SCORES
+from experiments.scores import SCORES, rank
 from hybrid.pattern import compact
 from hybrid.validation import ConfigError, nearest
 
@@ -224,7 +224,8 @@ class Choice:
 
 
 def choose(study: Study, result: Callable[[str], Mapping[str, Any] | None]) -> list[Choice]:
-    """The best run of each arm by its final score on `study.select_on`; diverged and failed runs have none.
+    """The best run of each arm by its final score on `study.select_on`, or by how early it knew its task
+    (`scores.rank`); diverged and failed runs have none.
 
     `result(id)` is the done.json of a run, or None.
     """
@@ -237,9 +238,14 @@ def _choice(study: Study, arm: str, result: Callable[[str], Mapping[str, Any] | 
         found = result(run.id) or {}
         done = found.get("status") == "done"
         scores[run.id] = (found.get(study.settings.select_on) or {}).get(study.settings.score) if done else None
-    sign = 1 if SCORES[study.settings.score].smaller_is_better else -1
-    scored = [(sign * score, n) for n, score in enumerate(scores.values()) if score is not None]
-    best = study.of_arm(arm)[min(scored)[1]] if scored else None  # the first of equals
+    down = SCORES[study.settings.score].smaller_is_better
+
+    def order(run: Run) -> tuple:
+        step = (result(run.id) or {}).get("step")
+        return rank(scores[run.id] or 0.0, down, step, run.trial.train.steps)
+
+    scored = [run for run in study.of_arm(arm) if scores[run.id] is not None]
+    best = min(scored, key=order) if scored else None  # the first of equals
     return Choice(arm, best, scores)
 
 

@@ -9,7 +9,7 @@ import polars as pl
 
 from experiments import responses as learning_rates
 from experiments import statistics, survival
-from experiments.scores import best
+from experiments.scores import best, rank
 from hybrid.validation import unknown
 
 if TYPE_CHECKING:
@@ -62,12 +62,23 @@ def check_baseline(results: Results, baseline: str) -> str:
 
 
 def chosen(results: Results) -> dict[str, str]:
-    """Arm -> the setting with the best score on the split of selection among its tuning runs that are done; the first
-    of equals."""
-    score, down = results.selection, not results.about_score.smaller_is_better
-    tuned = results.runs.filter((pl.col("stage") == "tune") & pl.col(score).is_not_null())
-    best = tuned.sort(score, descending=down, maintain_order=True).unique("arm", keep="first", maintain_order=True)
-    return dict(best.select("arm", "setting").iter_rows())
+    """Arm -> the setting whose tuning run is the best (`scores.rank`) on the split of selection."""
+    return {arm: run["setting"] for arm, run in _tuned(results).items()}
+
+
+def _tuned(results: Results) -> dict[str, dict]:
+    """Arm -> its best tuning run."""
+    score, down = results.selection, results.about_score.smaller_is_better
+    found: dict[str, dict] = {}
+    for run in results.runs.filter((pl.col("stage") == "tune") & pl.col(score).is_not_null()).iter_rows(named=True):
+        other = found.get(run["arm"])
+        if other is None or _rank(run, score, down) < _rank(other, score, down):
+            found[run["arm"]] = run
+    return found
+
+
+def _rank(run: dict, score: str, smaller_is_better: bool) -> tuple:
+    return rank(run[score], smaller_is_better, run["step"], run["steps"])
 
 
 def confirmed(results: Results) -> pl.DataFrame:
@@ -94,12 +105,12 @@ def responses(results: Results) -> dict[str, tuple[list[float], list[float]]]:
 
 def windows(results: Results) -> dict[str, learning_rates.Response]:
     """Arm -> its best rate and the window of good ones (`responses.tolerance`); arms without scores are left out."""
-    found, about = {}, results.about_score
+    found, about, tuned = {}, results.about_score, _tuned(results)
     for arm, (rates, scores) in responses(results).items():
         top = best((score for score in scores if math.isfinite(score)), about.smaller_is_better)
         if top is not None:
-            limit = learning_rates.tolerance(top, about)
-            found[arm] = learning_rates.response(rates, scores, limit, about.smaller_is_better)
+            limit, rate = learning_rates.tolerance(top, about), tuned[arm]["learning_rate"]
+            found[arm] = learning_rates.response(rates, scores, limit, about.smaller_is_better, rate)
     return found
 
 

@@ -33,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "task": {"vocab_size": 64, "num_kv_pairs": 4},
             },
             "optimizer": {"learning_rate": 3e-3},
-            "train": {"steps": 800, "stop_at": 0.995},
+            "train": {"steps": 1200, "stop_at": 0.995},
             "study": {"name": "recall_ratio", "seeds": 3, "baseline": "none"},
             "seed": 0,
         }

@@ -1,5 +1,6 @@
 """Studies as data frames: run folders in every state, damaged files, the compact form."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -190,6 +191,15 @@ def test_a_digest_names_a_set_of_runs_whatever_their_order():
 def test_tuning_chooses_the_first_of_equal_scores_as_the_sweep_does(tmp_path):
     runs = [Run("mamba", 0, rate, validation=2.5) for rate in (3e-3, 1e-3)]
     assert verdicts.chosen(load(fake_study.write(tmp_path / "s", runs))) == {"mamba": "learning_rate=0.003"}
+
+
+def test_tuning_chooses_the_faster_of_two_that_ended_early_as_the_sweep_does(tmp_path):
+    runs = [Run("mamba", 0, rate, validation=2.5) for rate in (1e-3, 3e-3, 1e-2)]
+    results = load(fake_study.write(tmp_path / "s", runs))
+    early = pl.Series("step", [70, 60, 100])
+    results = dataclasses.replace(results, runs=results.runs.with_columns(early, steps=pl.lit(100)))
+    assert verdicts.chosen(results) == {"mamba": "learning_rate=0.003"}
+    assert verdicts.windows(results)["mamba"].best_rate == 3e-3 and verdicts.edges(results) == {"mamba": None}
 
 
 def test_every_score_and_slice_of_a_result_is_read_and_kept(small, tmp_path):

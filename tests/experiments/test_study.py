@@ -107,6 +107,15 @@ def test_an_accuracy_is_best_when_it_is_largest_on_the_split_of_the_study(worksh
     assert [choice.run.id for choice in choose(study, results.get)] == [b, d]
 
 
+def test_of_two_that_knew_the_task_the_faster_is_chosen_and_both_before_one_that_only_scores(workshop):
+    study = planned(workshop)
+    a, b, c, d = (run.id for run in study.runs)
+    steps = study.runs[0].trial.train.steps
+    results = {a: result(0.01) | {"step": steps - 1}, b: result(0.02) | {"step": steps - 2},
+               c: result(0.001) | {"step": steps}, d: result(0.01) | {"step": steps - 1}}  # fmt: skip
+    assert [choice.run.id for choice in choose(study, results.get)] == [b, d]
+
+
 # --- frozen -----------------------------------------------------------------------------------------------------------
 
 
