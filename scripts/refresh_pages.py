@@ -1,4 +1,4 @@
-"""Renews what pages say of results, claims and presets, between their markers, and the figure of the README.
+"""Renews what pages say of results, claims and presets, between their markers, and their figures.
 
     python scripts/refresh_pages.py
 
@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])
-FIGURE = ROOT / "docs" / "images" / "quickstart.png"
+IMAGES = ROOT / "docs" / "images"
+FIGURES = (
+    ("quickstart", "verdicts", "quickstart.png"),
+    ("sharp_four", "response", "sharp_four.png"),
+    ("recall_ratio", "placement", "recall_ratio.png"),
+)
+"""Name of the kept study, function of experiments.figures, file in docs/images. Its data stands beside it as CSV."""
 MARKED = re.compile("<!-- (results/[a-z_]+|claim [a-z-]+|claims|presets) -->.*?<!-- end -->", re.DOTALL)
 COLUMNS = ("arm", "stack", "parameters", "FLOPs/token", "test", "difference", "verdict")
 
@@ -119,12 +125,14 @@ def renewed(text: str) -> str:
 
 
 def main() -> None:
-    from experiments.figures import verdicts
+    from experiments import figures
     from experiments.results import load
 
-    figure, _ = verdicts(load(ROOT / "results" / "quickstart"))
-    FIGURE.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(FIGURE, dpi=160, metadata={"Software": None})
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    for study, function, name in FIGURES:
+        figure, data = getattr(figures, function)(load(ROOT / "results" / study))
+        figure.savefig(IMAGES / name, dpi=160, metadata={"Software": None})
+        data.write_csv((IMAGES / name).with_suffix(".csv"))
     for page in PAGES:
         page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")
 

@@ -23,5 +23,7 @@ def test_every_committed_result_stands_on_a_page():
     assert {folder.name for folder in (refresh_pages.ROOT / "results").iterdir()} <= tables | claims
 
 
-def test_figure_is_there():
-    assert refresh_pages.FIGURE.read_bytes().startswith(b"\x89PNG")
+@pytest.mark.parametrize("name", [name for _, _, name in refresh_pages.FIGURES])
+def test_figure_is_there_and_stands_on_a_page(name):
+    assert (refresh_pages.IMAGES / name).read_bytes().startswith(b"\x89PNG")
+    assert any(f"images/{name}" in page.read_text(encoding="utf-8") for page in refresh_pages.PAGES)
