@@ -11,7 +11,10 @@ LONGEST = 14
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Two mixers; trained on 64 tokens, tested on 2^6 to 2^14."""
+    """Two mixers; trained on 64 tokens, tested on 2^6 to 2^14.
+
+    It is trained on when it knows the task: Mamba that was stopped at 0.995 found 0.7 of the answers at 2^10.
+    """
     rows = {n: 64 if n <= 12 else 16 for n in range(6, LONGEST + 1)}  # attention at 2^14 costs a second a row
     slices = {f"2^{n}": {"seq_len": 2**n, "sequences": rows[n], "if_too_long": "skip"} for n in rows}
     return ml_collections.ConfigDict(
@@ -20,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
             "model": {"pattern": "MM", "d_model": 64, "n_heads": 8, "positions": "none"},
             "data": {"source": "induction-heads", "seq_len": 64, "batch_size": 32, "slices": slices},
             "optimizer": {"learning_rate": 1e-3, "schedule": "constant", "weight_decay": 0.0},
-            "train": {"steps": 3000, "stop_at": 0.995},
+            "train": {"steps": 4000},
             "study": {"name": "induction_heads", "seeds": 3, "baseline": "attention"},
             "seed": 0,
         }
