@@ -13,8 +13,8 @@ TASKS = {
     "in-context recall": ("mad-in-context-recall", 64, 1000),
     "fuzzy recall": ("mad-fuzzy-recall", 64, 150),
     "noisy recall": ("mad-noisy-recall", 64, 1000),
-    "selective copying": ("mad-selective-copying", 64, 250),
-    "memorization": ("mad-memorization", 32, 250),
+    "selective copying": ("mad-selective-copying", 64, 350),
+    "memorization": ("mad-memorization", 32, 150),
     "compression": ("mad-compression", 32, 250),
 }
 """Task -> its source, the length of a row, and the most steps; recall comes late, and then all at once."""

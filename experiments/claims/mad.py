@@ -95,14 +95,14 @@ CLAIMS = (
                 "configs/claims/mad.py",
                 reduced="the baseline setting of each task, with 64 tokens instead of 128 and 256 in recall and "
                 "copying; width 64 instead of 128; 150 to 1,000 steps of batch 64 instead of 20,000 of batch 128 "
-                "(memorization: 250 instead of 400); two rates instead of three times two decays; 512 test rows",
+                "(memorization: 150 instead of 400); two rates instead of three times two decays; 512 test rows",
             ),
             "gpu": Scale(
                 "configs/claims/mad.py",
                 ("--config.model.d_model=128", "--config.model.n_heads=16", "--config.data.batch_size=128",
                  "--config.train.stop_at=0.999", "--config.evaluate.sequences=1280"),
                 reduced="the baseline setting of each task, with 64 tokens instead of 128 and 256 in recall and "
-                "copying; 150 to 1,000 steps instead of 20,000 (memorization: 250 instead of 400); two rates instead "
+                "copying; 150 to 1,000 steps instead of 20,000 (memorization: 150 instead of 400); two rates instead "
                 "of three times two decays",
             ),
         },
