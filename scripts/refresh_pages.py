@@ -82,9 +82,8 @@ def claims() -> str:
             continue
         findings, study = judged(about, kept(about))
         counts = Counter(finding.verdict for finding in findings)
-        said = ", ".join(
-            f"{counts[verdict]} {verdict}" for verdict in ("agrees", "undecided", "disagrees") if counts[verdict]
-        )
+        words = {"agrees": "agree", "undecided": "undecided", "disagrees": "disagree"}
+        said = ", ".join(f"{counts[verdict]} {word}" for verdict, word in words.items() if counts[verdict])
         took = "nothing is trained" if study is None else cost(study)
         lines.append(f"| {name} | {about.about} | **{overall(findings)}** | {said} | {took} |")
     return "\n".join(lines)
