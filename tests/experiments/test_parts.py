@@ -5,7 +5,7 @@ import json
 import polars as pl
 import pytest
 
-from experiments import report
+from experiments import figures, report
 from experiments.results import load
 from tests import fake_study
 from tests.fake_study import ARMS, Run
@@ -49,7 +49,8 @@ def test_parts_hold_the_runs_and_curves_of_their_source(mixed):
         assert set(part.curves["id"]) == set(part.runs["id"]) and len(part.runs) == 6
 
 
-def test_each_source_has_a_report_of_its_own_and_one_page_shows_their_tables(mixed, capsys):
+def test_each_source_has_a_report_of_its_own_and_one_page_shows_their_tables(mixed, capsys, monkeypatch):
+    monkeypatch.setattr(figures, "FIGURES", {"verdicts": figures.verdicts})  # one is enough
     text = report.write(mixed).read_text()
     folder = mixed.folder / "report"
     for task in ("copying", "recall"):
