@@ -183,7 +183,7 @@ def against_context() -> Iterator[Row]:
 
 def flatness(decoder: Decoder) -> Iterator[Row]:
     """Contexts take turns: measured one after another, what differs is how busy the machine was."""
-    times = paired({str(context): decoder.at(context, 16) for context in CONTEXTS}, 15)
+    times = paired({str(context): decoder.at(context, 64) for context in CONTEXTS}, 21)
     seconds = [each.ms()["wall"] for each in times.values()]
     yield Row(
         "decode, mamba, batch 1, slowest over fastest context from 64 to 128k", "", max(seconds) / min(seconds),
