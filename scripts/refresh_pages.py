@@ -24,7 +24,6 @@ IMAGES = ROOT / "docs" / "images"
 FIGURES = (
     ("quickstart", "verdicts", "quickstart.png"),
     ("sharp_four", "response", "sharp_four.png"),
-    ("recall_ratio", "placement", "recall_ratio.png"),
 )
 """Name of the kept study, function of experiments.figures, file in docs/images. Its data stands beside it as CSV."""
 MARKED = re.compile("<!-- (results/[a-z_]+|claim [a-z-]+|claims|presets) -->.*?<!-- end -->", re.DOTALL)
@@ -52,6 +51,8 @@ def claim(name: str) -> str:
     about = CLAIMS[name]
     findings, study = judged(about, kept(about))
     lines = [f"Source: {about.source}.", "", *grid(HEADER, map(cells, findings))]
+    if about.details is not None and study is not None:
+        lines += ["", *about.details(study)]
     scale = about.scales["cpu"]
     if scale.reduced:
         lines.append(f"Reduced protocol: {scale.reduced}.")

@@ -22,8 +22,7 @@ def _large(steps: int, *more: str) -> tuple[str, ...]:
 
 
 def _wider(width: int, heads: int, parameters: int, steps: int, *more: str) -> tuple[str, ...]:
-    sizes = (f"--config.model.d_model={width}", f"--config.model.n_heads={heads}")
-    sizes += ("--config.model.mamba.d_state=16",)
+    sizes = (f"--config.model.d_model={width}", f"--config.model.n_heads={heads}", "--config.model.mamba.d_state=16")
     return (*sizes, f"--config.model.match.parameters={parameters}", f"--config.train.steps={steps}", *more)
 
 
@@ -140,7 +139,7 @@ CLAIMS = (
         agreement=f"at least {LEARNT} and at most {FAILED}; attention and Mamba better with the convolution (sign)",
         judge=sharp_four,
         scales={
-            "cpu": Scale("configs/claims/sharp_four.py", reduced="4 pairs in 64 tokens, vocabulary 64 instead of 8192"),
+            "cpu": Scale("configs/claims/sharp_four.py", minutes=12, reduced="4 pairs in 64 tokens, vocabulary 64 instead of 8192"),
             "gpu": Scale("configs/claims/sharp_four.py", _large(10_000, *LONGER), reduced="width 64, 256 tokens"),
         },
     ),
