@@ -38,7 +38,7 @@ EXTRAS = {
     "notebooks": ["ipykernel>=7", "jupytext>=1.18", "nbclient>=0.10"],
     "workspaces": ["wandb[workspaces]"],
     # published implementations, for tests on fresh random weights and for benchmarks
-        "parity": ["torch>=2.9", "transformers>=5.20", "mambapy>=1.2"],
+    "parity": ["torch>=2.9", "transformers>=5.20", "mambapy>=1.2"],
     "cuda12": ["jax[cuda12]"],
     "cuda13": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],

@@ -188,7 +188,7 @@ def flatness(decoder: Decoder) -> Iterator[Row]:
     seconds = [min(each.wall) for each in times.values()]
     yield Row(
         "decode, mamba, batch 1, slowest over fastest context from 64 to 128k", "", max(seconds) / min(seconds),
-        "x", "<= 1.1", note="the state has one size, the program is the same; contexts take turns, the fastest of 21 rounds each",
+        "x", "<= 1.1", note="one program and one size of state; contexts take turns, the fastest of 21 rounds each",
     )  # fmt: skip
 
 

@@ -90,7 +90,7 @@ def curve(
     from hybrid.accounting import parameters
 
     lengths: list[int] = []
-    seconds: list[float] = []
+    calls: list[float] = []
     for length, trial in trials:
         if isinstance(trial, str):
             yield Point(arm, "", work, length, batch, 0, stopped=trial)
@@ -99,21 +99,22 @@ def curve(
             "arm": arm, "pattern": trial.model.pattern, "work": work, "length": length, "batch": batch,
             "parameters": parameters(trial.model).total,
         }  # fmt: skip
-        guess = expected(lengths, seconds, length)
+        guess = expected(lengths, calls, length)
         if guess > limits.seconds:
             yield Point(**at, stopped=f"would take about {guess:.0f} s of {limits.seconds:.0f}")
             return
         say(f"{arm}: {work} at {length:,} (about {guess:.1f} s)" if guess else f"{arm}: {work} at {length:,}")
-        point = measured(at, trial, limits)
+        point, call = measured(at, trial, limits)
         yield point
         if point.seconds is None:
             return
         lengths.append(length)
-        seconds.append(point.seconds)
+        calls.append(call)
 
 
-def measured(at: dict[str, Any], trial: Trial, limits: Limits) -> Point:
-    """Compiles; runs where it fits."""
+def measured(at: dict[str, Any], trial: Trial, limits: Limits) -> tuple[Point, float]:
+    """Compiles; runs where it fits. Beside the point: the seconds of the longest call that it took, which for a token
+    is that of the prompt before it."""
     from hybrid.memory import lowered, of_compiled
     from hybrid.validation import ConfigError
 
@@ -123,19 +124,19 @@ def measured(at: dict[str, Any], trial: Trial, limits: Limits) -> Point:
         program = lowered(work, trial.model, length, batch).compile()
         reader = lowered("prefill", trial.model, length, batch).compile() if work == "decode" else program
     except ConfigError as error:
-        return Point(**at, stopped=str(error))
+        return Point(**at, stopped=str(error)), 0.0
     compiling = time.perf_counter() - begun
     peak = of_compiled(program).peak
     needed = max(peak, of_compiled(reader).peak)
     if needed > limits.bytes:
         text = f"would need {needed / 2**30:.1f} GiB of {limits.bytes / 2**30:.1f}"
-        return Point(**at, peak_bytes=peak, compile_seconds=compiling, stopped=text)
-    times = _times(work, program, reader, trial, length, batch)
-    return Point(**at, seconds=statistics.median(times), peak_bytes=peak, compile_seconds=compiling)
+        return Point(**at, peak_bytes=peak, compile_seconds=compiling, stopped=text), 0.0
+    times, longest = _times(work, program, reader, trial, length, batch)
+    return Point(**at, seconds=statistics.median(times), peak_bytes=peak, compile_seconds=compiling), longest
 
 
-def _times(work: str, program: Any, reader: Any, trial: Trial, length: int, batch: int) -> list[float]:
-    """Seconds of calls, the first of which is left out where it is quick."""
+def _times(work: str, program: Any, reader: Any, trial: Trial, length: int, batch: int) -> tuple[list[float], float]:
+    """Seconds of calls, the first of which is left out where it is quick, and of the longest of all."""
     from hybrid.params import init
 
     params = jax.jit(init, static_argnums=0)(trial.model, jax.random.key(0))
@@ -147,13 +148,15 @@ def _times(work: str, program: Any, reader: Any, trial: Trial, length: int, batc
         begun = time.perf_counter()
         jax.block_until_ready(program(params, tokens))
         times.append(time.perf_counter() - begun)
-    return times[1:] or times
+    return times[1:] or times, max(times)
 
 
-def _decoding(program: Any, reader: Any, params: Any, tokens: Any) -> list[float]:
+def _decoding(program: Any, reader: Any, params: Any, tokens: Any) -> tuple[list[float], float]:
     """Seconds of a token each, written over and over at the last place of a full state: each costs what the last token
-    of the length costs."""
+    of the length costs. And the seconds of the prompt."""
+    begun = time.perf_counter()
     _, state = jax.block_until_ready(reader(params, tokens))  # or the first token would wait for the prompt
+    reading = time.perf_counter() - begun
     last = tokens[:, -1:]
     times: list[float] = []
     while len(times) <= ROUNDS and sum(times) * TOKENS < ENOUGH:
@@ -163,4 +166,4 @@ def _decoding(program: Any, reader: Any, params: Any, tokens: Any) -> list[float
             out, state = program(params, last, state)
         jax.block_until_ready(out)
         times.append((time.perf_counter() - begun) / TOKENS)
-    return times[1:] or times
+    return times[1:] or times, max(reading, *times)

@@ -139,7 +139,9 @@ CLAIMS = (
         agreement=f"at least {LEARNT} and at most {FAILED}; attention and Mamba better with the convolution (sign)",
         judge=sharp_four,
         scales={
-            "cpu": Scale("configs/claims/sharp_four.py", minutes=12, reduced="4 pairs in 64 tokens, vocabulary 64 instead of 8192"),
+            "cpu": Scale(
+                "configs/claims/sharp_four.py", minutes=12, reduced="4 pairs in 64 tokens, vocabulary 64, not 8192"
+            ),
             "gpu": Scale("configs/claims/sharp_four.py", _large(10_000, *LONGER), reduced="width 64, 256 tokens"),
         },
     ),

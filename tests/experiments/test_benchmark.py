@@ -57,17 +57,19 @@ def fake_trials(*lengths):
     return [(length, SimpleNamespace(model=model)) for length in lengths]
 
 
-def test_a_curve_stops_before_a_point_that_would_take_too_long(monkeypatch):
-    """Quadratic: 1, 4, 16 seconds; 64 are too many, and nothing longer is asked for."""
+@pytest.mark.parametrize("token", [1, 1000])
+def test_a_curve_stops_before_a_point_that_would_take_too_long(token, monkeypatch):
+    """Quadratic: 1, 4, 16 seconds; 64 are too many, and nothing longer is asked for. A token's prompt counts too."""
     asked = []
 
     def measured(at, trial, limits):
         asked.append(at["length"])
-        return Point(**at, seconds=(at["length"] / 10) ** 2, peak_bytes=1)
+        seconds = (at["length"] / 10) ** 2
+        return Point(**at, seconds=seconds / token, peak_bytes=1), seconds
 
     monkeypatch.setattr(curves, "measured", measured)
     points = list(curve("a", "train", fake_trials(10, 20, 40, 80, 160), Limits(60, 10), 1))
-    assert [point.seconds for point in points] == [1, 4, 16, None]
+    assert [point.seconds for point in points] == [1 / token, 4 / token, 16 / token, None]
     assert asked == [10, 20, 40]
     assert points[-1].stopped == "would take about 64 s of 60"
 
