@@ -2,8 +2,9 @@
 
 Command:  python -m experiments.benchmark --config=configs/lengths.py --lengths=1024,4096,16384,65536,262144,1048576
           (python -m experiments.sweep --config=configs/lengths.py --workdir=runs/lengths)
-Time:     not measured yet; each point is at most a minute a call
-Finding:  the figure is made by the first command and is not in the project yet
+Time:     17 minutes for the curves, on two cores; the sweep was not run
+Finding:  docs/performance.md: attention's prompt costs 20 to 34 times as much as the others' at 65,536 tokens, and a
+          token more costs Mamba, Mamba-2 and the window the same from 1,024 to a million
 """
 
 import ml_collections

@@ -6,20 +6,20 @@ Two forms that the paper and its published code do not share. `order` N counts t
          convolve N - 1 times, the first stream gates last. Each convolution has a skip.
 `paper`  definition 3.1 and algorithm 3: convolve then gate, N times, no skip.
 
-`filter` says where the taps come from: `implicit`, a network of the position, or `modal`, sums of decaying oscillations
-(StripedHyena; hybrid/sublayers/modal_filter.py), which take any length and decode from a state that does not grow.
+`filter` says where the taps come from: `implicit`, a network of the position (implicit_filter.py), or `modal`, sums of
+decaying oscillations (StripedHyena; modal_filter.py), which take any length and decode from a state that does not grow.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from hybrid.lazy import jax, jnp, np, struct
+from hybrid.lazy import jax, jnp, struct
 from hybrid.params import Param, fan_in_uniform, normal
+from hybrid.sublayers.implicit_filter import implicit_blocks, implicit_spec, implicit_taps, implicit_taps_reference
 from hybrid.sublayers.kind import Aux, Context, Kind, Traits
 from hybrid.sublayers.modal_filter import modal_extend, modal_spec, modal_state, modal_taps, modal_taps_reference
 from hybrid.validation import Checked, ConfigError, NaturalFloat, PositiveFloat, PositiveInt, at_least
@@ -90,23 +90,6 @@ def long_convs(config: ModelConfig) -> int:
     return config.hyena.order - (1 if config.hyena.form == "code" else 0)
 
 
-def _features(bands: int) -> Any:
-    """Columns t, Re and Im of exp(-i f w): t in [0, 1], w = 2 pi index / length, f from 1e-4 to bands - 1."""
-
-    def make(key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
-        length = shape[0]
-        time = jnp.linspace(0.0, 1.0, length, dtype=dtype)[:, None]
-        angle = 2 * math.pi * jnp.arange(length, dtype=dtype)[:, None] / length
-        phase = jnp.linspace(1e-4, bands - 1, bands, dtype=dtype)[None] * angle
-        return jnp.concatenate([time, jnp.cos(phase), -jnp.sin(phase)], axis=1)
-
-    return make
-
-
-def _constant(value: float) -> Any:
-    return lambda key, shape, dtype: jnp.full(shape, value, dtype)
-
-
 def spec(config: ModelConfig) -> dict[str, Any]:
     group, d = config.hyena, config.d_model
     streams, convs = (group.order + 1) * d, long_convs(config)
@@ -116,78 +99,13 @@ def spec(config: ModelConfig) -> dict[str, Any]:
         "in_bias": Param((streams,), ("inner",), fan_in_uniform(d), decay=False),
         "short": Param((group.short_conv, streams), (None, "inner"), fan_in_uniform(group.short_conv)),
         "short_bias": Param((streams,), ("inner",), fan_in_uniform(group.short_conv), decay=False),
-        **(modal_spec(config, convs) if group.filter == "modal" else _implicit_spec(config, convs)),
+        **(modal_spec(config, convs) if group.filter == "modal" else implicit_spec(config, convs)),
         "out": Param((d, d), ("inner", "embed"), lambda *a: depth * fan_in_uniform(d)(*a)),
         "out_bias": Param((d,), ("embed",), fan_in_uniform(d), decay=False),
     }  # fmt: skip
     if group.form == "code":
         tree["skip"] = Param((convs, d), (None, "inner"), normal(1.0), decay=False)
     return tree
-
-
-def _implicit_spec(config: ModelConfig, convs: int) -> dict[str, Any]:
-    group, d, width = config.hyena, config.d_model, config.hyena.filter_width
-    hidden = fan_in_uniform(width)
-    network = {
-        "in": Param((group.emb_dim, width), (None, None), fan_in_uniform(group.emb_dim)),
-        "in_bias": Param((width,), (None,), fan_in_uniform(group.emb_dim), decay=False),
-        "frequency": Param((width,), (None,), _constant(group.sine_frequency), decay=False),
-        "out": Param((width, convs, d), (None, None, "inner"), hidden),
-    }
-    for i in range(group.filter_layers):
-        network[f"hidden_{i}"] = Param((width, width), (None, None), hidden)
-        network[f"hidden_{i}_bias"] = Param((width,), (None,), hidden, decay=False)
-    features = Param(
-        (group.filter_length, group.emb_dim), (None, None), _features((group.emb_dim - 1) // 2),
-        decay=False, rate=group.feature_rate,
-    )  # fmt: skip
-    return {"features": features, "filter": network}
-
-
-def _hidden(config: ModelConfig, network: Mapping[str, Any], features: Any) -> Any:
-    """The last hidden layer of the filters' network, with sine activations: (positions, filter_width)."""
-    precise = jnp.promote_types(features.dtype, jnp.float32)
-    wide = {name: value.astype(precise) for name, value in network.items() if name != "out"}
-    hidden = jnp.sin(wide["frequency"] * (features.astype(precise) @ wide["in"] + wide["in_bias"]))
-    for i in range(config.hyena.filter_layers):
-        hidden = jnp.sin(wide["frequency"] * (hidden @ wide[f"hidden_{i}"] + wide[f"hidden_{i}_bias"]))
-    return hidden
-
-
-def _hidden_tile(config: ModelConfig, long: tuple[Any], network: Mapping[str, Any]) -> Any:
-    """The same channel-major: (filter_width, positions) for features (emb_dim, positions)."""
-    return _hidden(config, network, long[0].T).T
-
-
-def _rates(config: ModelConfig) -> Any:
-    """At which the window of each channel decays: (convolutions, d_model) float64."""
-    convs, d = long_convs(config), config.d_model
-    target = math.log(config.hyena.decay_target)
-    rates = np.linspace(target / config.hyena.slow_decay, target / config.hyena.fast_decay, convs * d)
-    return np.abs(rates).reshape(convs, d)
-
-
-def _time(config: ModelConfig, length: int, dtype: Any) -> Any:
-    """(length,) of 0 to 1 at the end of filter_length: the window of the whole is cut, not squeezed."""
-    return jnp.linspace(0.0, 1.0, config.hyena.filter_length, dtype=dtype)[:length]
-
-
-def _window(config: ModelConfig, rates: Any, time: Any) -> Any:
-    """(..., times) for rates of any shape."""
-    time = jax.lax.stop_gradient(time)
-    return jnp.exp(-rates.astype(time.dtype)[..., None] * time) + config.hyena.decay_shift
-
-
-def implicit_taps(config: ModelConfig, params: Mapping[str, Any], length: int) -> Any:
-    """The first `length` taps of each long convolution: (convolutions, d_model, length), at least float32.
-
-    A network with sine activations of the positional features, times a window that decays at a rate fixed by the
-    channel (rates are spread over all channels of all convolutions, in the order of the standalone code: convolution
-    first). Channels of one convolution differ.
-    """
-    hidden = _hidden(config, params["filter"], params["features"][:length])
-    taps = jnp.einsum("lw,wcd->cdl", hidden, params["filter"]["out"].astype(hidden.dtype))
-    return taps * _window(config, _rates(config), _time(config, length, hidden.dtype))
 
 
 _TAPS = {"implicit": implicit_taps, "modal": modal_taps}
@@ -236,28 +154,6 @@ def _whole(config: ModelConfig, params: Mapping[str, Any], x: Any, context: Cont
     return _gate(config, params, streams, convolve)
 
 
-def _implicit_blocks(config: ModelConfig, params: Mapping[str, Any], length: int, blocks: int) -> tuple:
-    """The hidden layer (filter_width, length), what a block reads, and the function that makes its taps."""
-    from hybrid.ops.tiles import by_tiles
-    from hybrid.sublayers.hyena_blocks import TILE, by_channels
-
-    network = {name: value for name, value in params["filter"].items() if name != "out"}
-    hidden = by_tiles(functools.partial(_hidden_tile, config), (params["features"][:length].T,), network, TILE)
-    out = by_channels(params["filter"]["out"], 2, blocks).transpose(0, 2, 3, 1)  # (blocks, convs, n, width)
-    rates = by_channels(_rates(config), 1, blocks)
-
-    def tile(long: tuple[Any, Any], own: Mapping[str, Any]) -> Any:
-        hidden, time = long
-        kernels = jnp.einsum("cnw,wl->cnl", own["out"].astype(hidden.dtype), hidden)
-        return kernels * _window(config, jax.lax.stop_gradient(own["rates"]), time)
-
-    def taps(hidden: Any, own: Mapping[str, Any]) -> Any:
-        time = _time(config, length, hidden.dtype)
-        return by_tiles(tile, (hidden, time), own, TILE)
-
-    return hidden, {"out": out, "rates": jnp.asarray(rates, hidden.dtype)}, taps
-
-
 def _modal_blocks(config: ModelConfig, params: Mapping[str, Any], length: int, blocks: int) -> tuple:
     """The same of modal filters, which share no hidden layer."""
     from hybrid.sublayers.hyena_blocks import by_channels
@@ -266,7 +162,7 @@ def _modal_blocks(config: ModelConfig, params: Mapping[str, Any], length: int, b
     return None, own, lambda hidden, own: modal_taps(config, own, length)
 
 
-_BLOCK_TAPS: dict[str, Callable[..., tuple]] = {"implicit": _implicit_blocks, "modal": _modal_blocks}
+_BLOCK_TAPS: dict[str, Callable[..., tuple]] = {"implicit": implicit_blocks, "modal": _modal_blocks}
 
 
 def state(config: ModelConfig, batch: int, capacity: int) -> HyenaState | ModalState:
@@ -375,23 +271,7 @@ def _gated(config: ModelConfig, streams: list[Any], convolve: Callable[[int, Any
     return v
 
 
-def _implicit_taps_reference(config: ModelConfig, params: Mapping[str, Any], length: int) -> Any:
-    """(length, convolutions * d_model), the window from the formula of each channel."""
-    group, d, convs = config.hyena, config.d_model, long_convs(config)
-    network = params["filter"]
-    hidden = params["features"][:length] @ network["in"] + network["in_bias"]
-    for i in range(group.filter_layers):
-        hidden = jnp.sin(network["frequency"] * hidden)
-        hidden = hidden @ network[f"hidden_{i}"] + network[f"hidden_{i}_bias"]
-    taps = jnp.sin(network["frequency"] * hidden) @ network["out"].reshape(-1, convs * d)
-    slowest, fastest = (math.log(group.decay_target) / pace for pace in (group.slow_decay, group.fast_decay))
-    rates = [slowest + (fastest - slowest) * c / max(convs * d - 1, 1) for c in range(convs * d)]
-    times = [t / max(group.filter_length - 1, 1) for t in range(length)]
-    window = [[math.exp(time * rate) + group.decay_shift for rate in rates] for time in times]
-    return taps * jnp.array(window)
-
-
-_TAPS_REFERENCE = {"implicit": _implicit_taps_reference, "modal": modal_taps_reference}
+_TAPS_REFERENCE = {"implicit": implicit_taps_reference, "modal": modal_taps_reference}
 
 
 def reference(config: ModelConfig, params: Mapping[str, Any], x: Any, context: Context) -> Any:
