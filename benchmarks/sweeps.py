@@ -212,7 +212,7 @@ PUBLISHED = (
     "zoology itself cannot be installed here: its model and step in torch, eager; its own step was measured at 467 to"
     " 692 ms on two cores, with what its code does besides"
 )
-STEPS = 600
+STEPS = 500
 """Of each of the four rates."""
 
 THEIRS = 10
