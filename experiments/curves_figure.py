@@ -37,14 +37,19 @@ def written(folder: Path) -> list[Point]:
     path = folder / "benchmark.csv"
     if not path.is_file():
         return []
-    readers = {"length": int, "batch": int, "parameters": int, "peak_bytes": int, "seconds": float,
-               "compile_seconds": float}  # fmt: skip
+    readers: dict[str, Any] = {
+        "length": int, "batch": int, "parameters": int, "peak_bytes": int, "seconds": float, "compile_seconds": float,
+    }  # fmt: skip
+
+    def point(row: dict[str, str]) -> Point:
+        found: dict[str, Any] = {name: None if name in readers and not text else readers.get(name, str)(text)
+                                 for name, text in row.items()}  # fmt: skip
+        return Point(**found)
+
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     try:
-        values = [{key: readers.get(key, str)(text) if text or key not in readers else None
-                   for key, text in row.items()} for row in rows]  # fmt: skip
-        return [Point(**value) for value in values]
+        return [point(row) for row in rows]
     except (TypeError, ValueError) as error:
         raise ConfigError(
             "--workdir", f"{str(path)!r} is not a table of this command ({error}); move it away"
