@@ -184,11 +184,11 @@ def against_context() -> Iterator[Row]:
 def flatness(decoder: Decoder) -> Iterator[Row]:
     """Contexts take turns, and the fastest round of each counts: the program is the same, and what differs between
     medians is how busy the machine was."""
-    times = paired({str(context): decoder.at(context, 64) for context in CONTEXTS}, 21)
+    times = paired({str(context): decoder.at(context, 16) for context in CONTEXTS}, 61)
     seconds = [min(each.wall) for each in times.values()]
     yield Row(
         "decode, mamba, batch 1, slowest over fastest context from 64 to 128k", "", max(seconds) / min(seconds),
-        "x", "<= 1.1", note="one program and one size of state; contexts take turns, the fastest of 21 rounds each",
+        "x", "<= 1.1", note="one program and one size of state; contexts take turns, the fastest of 61 rounds each",
     )  # fmt: skip
 
 

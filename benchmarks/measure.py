@@ -51,13 +51,15 @@ def spread(values: list[float]) -> Ratio:
 
 
 def paired(
-    work: Mapping[str, Callable[[], object]], rounds: int, *, warm: int = 1, pause: float = 0.02
+    work: Mapping[str, Callable[[], object]], rounds: int, *, warm: int = 1, pause: float = 0.02, again: bool = False
 ) -> dict[str, Times]:
     """Seconds of each piece, after `warm` rounds that are not timed: programs are compiled in them, and the heap finds
     room for the arrays of all. A piece must end when its work has ended.
 
     pause: seconds of rest before each, in which the threads of the piece before it go to sleep; after one of gigabytes
     its memory goes back to the kernel in it, which takes a tenth of a second for each.
+    again: each piece runs once more, untimed, before its time is taken, because what the piece before it gave back to
+    the kernel would have to be mapped anew.
     """
     times = {name: Times() for name in work}
     for _ in range(warm):
@@ -66,6 +68,8 @@ def paired(
     for _ in range(rounds):
         for name, run in work.items():
             time.sleep(pause)
+            if again:
+                run()
             before = _threads()
             wall, cpu = time.perf_counter(), time.process_time()
             run()
