@@ -109,7 +109,8 @@ def measure(arms: dict[str, list], works: Sequence[str], limits: Any, folder: Pa
     from experiments.curves import curve
     from experiments.curves_figure import table, write, written
 
-    kept = [point for point in written(folder) if point.work not in works]
+    stacks = {(arm, trial.model.pattern) for arm, of in arms.items() for _, trial in of if not isinstance(trial, str)}
+    kept = [point for point in written(folder) if point.work not in works and (point.arm, point.pattern) in stacks]
     found: list[Point] = []
     tty = sys.stderr.isatty()
 

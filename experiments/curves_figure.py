@@ -44,13 +44,15 @@ def written(folder: Path) -> list[Point]:
     def point(row: dict[str, str]) -> Point:
         found: dict[str, Any] = {name: None if name in readers and not text else readers.get(name, str)(text)
                                  for name, text in row.items()}  # fmt: skip
+        if found["work"] not in TITLES:
+            raise ValueError(f"no work is called {found['work']!r}")
         return Point(**found)
 
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     try:
         return [point(row) for row in rows]
-    except (TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             "--workdir", f"{str(path)!r} is not a table of this command ({error}); move it away"
         ) from None

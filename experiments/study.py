@@ -233,16 +233,15 @@ def choose(study: Study, result: Callable[[str], Mapping[str, Any] | None]) -> l
 
 
 def _choice(study: Study, arm: str, result: Callable[[str], Mapping[str, Any] | None]) -> Choice:
+    ends = {run.id: result(run.id) or {} for run in study.of_arm(arm)}
     scores: dict[str, float | None] = {}
-    for run in study.of_arm(arm):
-        found = result(run.id) or {}
-        done = found.get("status") == "done"
-        scores[run.id] = (found.get(study.settings.select_on) or {}).get(study.settings.score) if done else None
+    for name, end in ends.items():
+        done = end.get("status") == "done"
+        scores[name] = (end.get(study.settings.select_on) or {}).get(study.settings.score) if done else None
     down = SCORES[study.settings.score].smaller_is_better
 
     def order(run: Run) -> tuple:
-        step = (result(run.id) or {}).get("step")
-        return rank(scores[run.id] or 0.0, down, step, run.trial.train.steps)
+        return rank(scores[run.id] or 0.0, down, ends[run.id].get("step"), run.trial.train.steps)
 
     scored = [run for run in study.of_arm(arm) if scores[run.id] is not None]
     best = min(scored, key=order) if scored else None  # the first of equals

@@ -27,9 +27,9 @@ width 128 takes as long as in pieces of 16,384, and 181 MiB instead of 815 at th
 def way(kind: Kind, view: ModelConfig, params: Any, x: jax.Array, context: Context) -> str:
     """How a sublayer can be cut along the length of x: "state" (`extended`), "halo" (`overlapped`) or "no".
 
-    Never where x is short, its rows are of several documents, padded or spread over devices, or where the sublayer
-    reports something of a whole sequence (losses of experts). `state`: it is of one size at any length, and any cut is
-    exact. `halo`: the sublayer looks back a window and no further.
+    Never where x is shorter than two pieces, its rows are of several documents, padded or spread over devices, or where
+    the sublayer reports something of a whole sequence (losses of experts). `state`: it is of one size at any length,
+    and any cut is exact. `halo`: the sublayer looks back a window and no further; pieces are no shorter than that.
     """
     traits = kind.traits(view)
     if kind.extend is None or kind.state is None or kind.prepare is not None or x.shape[1] < 2 * ROWS:
@@ -42,7 +42,7 @@ def way(kind: Kind, view: ModelConfig, params: Any, x: jax.Array, context: Conte
     if jax.tree.leaves(reported):
         return "no"
     if traits.reach == "window":
-        return "halo" if 0 < window(kind, view) <= ROWS else "no"
+        return "halo" if 0 < window(kind, view) <= x.shape[1] // 2 else "no"
     sizes = [jax.tree.map(jnp.shape, jax.eval_shape(functools.partial(kind.state, view, 1, n))) for n in (1, 2)]
     return "state" if sizes[0] == sizes[1] else "no"
 
@@ -60,14 +60,15 @@ def overlapped(
     run: (piece of x, its context) -> (y of the piece, Aux). In front of the first piece stands padding.
     """
     batch, length, _ = x.shape
-    pieces = -(-length // ROWS)
-    spare = pieces * ROWS - length
+    rows = max(ROWS, halo)  # a piece sees no farther back than the one before it
+    pieces = -(-length // rows)
+    spare = pieces * rows - length
 
     def cut(array: jax.Array) -> jax.Array:
-        """(pieces, batch, halo + ROWS, ...)."""
+        """(pieces, batch, halo + rows, ...)."""
         array = jnp.pad(array, ((0, 0), (0, spare), *((0, 0),) * (array.ndim - 2)))
-        array = jnp.moveaxis(array.reshape(batch, pieces, ROWS, *array.shape[2:]), 1, 0)
-        before = jnp.concatenate([jnp.zeros_like(array[:1, :, ROWS - halo :]), array[:-1, :, ROWS - halo :]])
+        array = jnp.moveaxis(array.reshape(batch, pieces, rows, *array.shape[2:]), 1, 0)
+        before = jnp.concatenate([jnp.zeros_like(array[:1, :, rows - halo :]), array[:-1, :, rows - halo :]])
         return jnp.concatenate([before, array], axis=2)
 
     def piece(x: Any, positions: Any, real: Any, number: Any) -> tuple[Any, Any]:

@@ -28,16 +28,19 @@ def mean_loss(config, tokens, **options):
     return run
 
 
-@pytest.mark.parametrize("pattern", ["M-", "DG-", "LE", "HSA-"])
-def test_a_model_in_pieces_has_the_loss_and_gradient_of_the_whole(pattern, x64, monkeypatch):
-    """11 positions in pieces of 4, the last one shorter; kinds whose state grows go at once."""
+@pytest.mark.parametrize(
+    ("pattern", "rows", "window"), [("M-", 4, 3), ("DG-", 4, 3), ("LE", 4, 3), ("HSA-", 4, 3), ("S-", 2, 5)]
+)
+def test_a_model_in_pieces_has_the_loss_and_gradient_of_the_whole(pattern, rows, window, x64, monkeypatch):
+    """11 positions in pieces, the last one shorter; kinds whose state grows go at once. A window may be longer than a
+    piece."""
     config = ModelConfig(
-        pattern=pattern, **FIELDS, param_dtype="float64", compute_dtype="float64", sliding_window={"window": 3}
+        pattern=pattern, **FIELDS, param_dtype="float64", compute_dtype="float64", sliding_window={"window": window}
     )
     params = compiled(partial(init, config))(jax.random.key(0))
     tokens = jax.random.randint(jax.random.key(1), (2, 11), 0, 13)
     wanted = compiled(jax.value_and_grad(mean_loss(config, tokens)))(params)
-    monkeypatch.setattr(chunks, "ROWS", 4)
+    monkeypatch.setattr(chunks, "ROWS", rows)
     cut = []
     for name in ("extended", "overlapped"):
         function = getattr(chunks, name)
