@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from hybrid.ops.room import room
+
 Function = Callable[[tuple[Any, ...], Any], Any]
 """(tiles of the long arrays, shared) -> a tree of arrays whose last axis is the tile."""
 
@@ -43,7 +45,7 @@ def pulled_by_tiles(
 
     onto: arrays of the shapes of `long` that its gradients are added to, which costs no array more.
     """
-    start = jax.tree.map(jnp.zeros_like, long) if onto is None else onto
+    start = _zeros(long, cotangent) if onto is None else onto
     return _pulled(function, tile, tuple(halos) or (0,) * len(long), (long, shared), cotangent, start, onto is not None)
 
 
@@ -56,7 +58,7 @@ def _tiled(function: Function, tile: int, halos: tuple[int, ...], long: tuple[An
         return jax.tree.map(lambda out, y: lax.dynamic_update_slice_in_dim(out, y, start, -1), outputs, made)
 
     shapes = jax.eval_shape(lambda: function(_pieces(long, halos, 0, tile), shared))
-    outputs = jax.tree.map(lambda made: lax.empty((*made.shape[:-1], length), made.dtype), shapes)
+    outputs = jax.tree.map(lambda made: room((*made.shape[:-1], length), made.dtype, after=long[0]), shapes)
     return _over(length, tile, put, outputs)
 
 
@@ -65,7 +67,7 @@ def _forward(function, tile, halos, long, shared):
 
 
 def _backward(function, tile, halos, saved, cotangent):
-    return _pulled(function, tile, halos, saved, cotangent, jax.tree.map(jnp.zeros_like, saved[0]), False)
+    return _pulled(function, tile, halos, saved, cotangent, _zeros(saved[0], cotangent), False)
 
 
 def _pulled(
@@ -88,6 +90,10 @@ def _pulled(
 
 
 _tiled.defvjp(_forward, _backward)
+
+
+def _zeros(like: tuple[Any, ...], cotangent: Any) -> tuple[Any, ...]:
+    return tuple(room(array.shape, array.dtype, after=jax.tree.leaves(cotangent)[0]) for array in like)
 
 
 def _pieces(long: tuple[Any, ...], halos: tuple[int, ...], start: Any, size: int) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from hybrid.ops.forms import by_platform
+from hybrid.ops.room import room
 
 
 def turned(x: jax.Array, front: int = 0) -> jax.Array:
@@ -22,7 +23,7 @@ def turned(x: jax.Array, front: int = 0) -> jax.Array:
     block = by_platform(_BLOCK)
     if block is None or x.size < _LEAST or max(x.shape) < block:
         return jnp.pad(x.T, ((0, 0), (front, 0)))
-    out = lax.empty((columns, front + rows), x.dtype)
+    out = room((columns, front + rows), x.dtype, after=x)
     out = lax.dynamic_update_slice(out, jnp.zeros((columns, front), x.dtype), (0, 0)) if front else out
     long = 0 if rows >= columns else 1
     whole = max(rows, columns) // block

@@ -83,6 +83,7 @@ def mix(
     after all gates and convolutions.
     """
     from hybrid.ops.fftconv import gated_conv
+    from hybrid.ops.room import room
     from hybrid.ops.tiles import by_tiles, pulled_by_tiles
     from hybrid.ops.turn import turned
 
@@ -141,7 +142,7 @@ def mix(
             return (dh, jax.tree.map(jnp.add, dhidden, more)), (dp, drows)
 
         unused = jnp.zeros_like(real)
-        zeros = jax.tree.map(jnp.zeros_like, (h, hidden))
+        zeros = jax.tree.map(lambda a: room(a.shape, a.dtype, after=dy), (h, hidden))
         (dh, dhidden), (dblocks, dout) = jax.lax.scan(step, zeros, (blocks, out_rows))
         dx = turned(dh[..., before:].reshape(d, -1)).reshape(x.shape)
         return dx, dhidden, dblocks, dout.reshape(d, d).astype(out.dtype), None
