@@ -84,7 +84,7 @@ def placement(results: Results) -> tuple[Figure, pl.DataFrame]:
         axes.set(xlabel="share of mixers that are attention", ylabel=f"test {results.about_score.axis}")
         ratios = sorted(set(data["ratio"]))
         if ratios:
-            margin = 0.06 * max(ratios[-1] - ratios[0], 0.25)
+            margin = max(0.06 * max(ratios[-1] - ratios[0], 0.25), 1.5 * max(map(abs, data["shift"])))
             axes.set_xlim(ratios[0] - margin, ratios[-1] + margin)
             if all(b - a > 0.07 * (ratios[-1] - ratios[0]) for a, b in pairwise(ratios)):
                 axes.set_xticks(ratios, [str(Fraction(ratio).limit_denominator(512)) for ratio in ratios])

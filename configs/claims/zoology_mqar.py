@@ -9,7 +9,10 @@ from experiments.grid import axis, chain, point, product
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The paper's protocol with a smaller vocabulary and fewer epochs; two mixers, no MLP."""
+    """The paper's protocol with a smaller vocabulary and fewer epochs; two mixers, no MLP.
+
+    With a vocabulary of 512 and 1,570 steps, attention was still guessing among the four values at three rates.
+    """
     return ml_collections.ConfigDict(
         {
             "protocol": "zoology-iclr24",
@@ -18,11 +21,11 @@ def get_config() -> ml_collections.ConfigDict:
                 "source": "mqar",
                 "seq_len": 64,
                 "batch_size": 64,
-                "examples": 10_000,
-                "task": {"vocab_size": 512, "num_kv_pairs": 4},
+                "examples": 20_000,
+                "task": {"vocab_size": 64, "num_kv_pairs": 4},
             },
             "optimizer": {"learning_rate": 1e-3},
-            "train": {"steps": 1570},
+            "train": {"steps": 2500, "stop_at": 0.99},
             "study": {"name": "zoology_mqar", "seeds": 3, "baseline": "attention 64"},
             "seed": 0,
         }
@@ -30,10 +33,10 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def sweep() -> list[dict]:
-    """Three mixers, two widths, three of the paper's four learning rates."""
+    """Three mixers, two widths, two learning rates from the middle of the paper's four; three seeds of the best."""
     arms = [
         point({"arm": f"{name} {width}", "model.pattern": pattern, "model.d_model": width})
         for name, pattern in (("attention", "AA"), ("hyena", "HH"), ("short convolution", "CC"))
         for width in (64, 128)
     ]
-    return product(chain(*arms), axis("optimizer.learning_rate", [4.6e-4, 2.2e-3, 1e-2]))
+    return product(chain(*arms), axis("optimizer.learning_rate", [1e-3, 3e-3]))

@@ -155,14 +155,14 @@ CLAIMS = (
         scales={
             "cpu": Scale(
                 "configs/claims/zoology_mqar.py",
-                reduced="vocabulary 512 instead of 8192, 10,000 rows instead of 100,000, 10 epochs instead of 64, "
-                "three rates of four, batch 64",
+                reduced="vocabulary 64 instead of 8192, 20,000 rows instead of 100,000, 8 epochs instead of 64, "
+                "two rates instead of four, batch 64",
             ),
             "gpu": Scale(
                 "configs/claims/zoology_mqar.py",
                 ("--config.data.task.vocab_size=8192", "--config.data.examples=100000", "--config.data.batch_size=512",
                  "--config.train.steps=12544"),
-                reduced="two widths instead of four",
+                reduced="two widths instead of four, two rates instead of four",
             ),
         },
         full_cost="448 runs on 8 A100",
@@ -175,7 +175,7 @@ CLAIMS = (
         agreement=f"1/4, 1/2 and all above none (sign); 1/4 reaches {LEARNT}",
         judge=ratio,
         scales={
-            "cpu": Scale("configs/claims/recall_ratio.py", reduced=f"4 mixers of width 64; {SHORT}"),
+            "cpu": Scale("configs/claims/recall_ratio.py", minutes=32, reduced=f"4 mixers of width 64; {SHORT}"),
             "gpu": Scale(
                 "configs/claims/recall_ratio.py", _wider(128, 8, 1_500_000, 8_000, *LONGER),
                 reduced="4 mixers of width 128; 48 pairs in 256 tokens",
@@ -205,7 +205,9 @@ CLAIMS = (
         agreement="even, middle and last above first (sign)",
         judge=placement,
         scales={
-            "cpu": Scale("configs/claims/recall_placement.py", reduced=f"4 mixers of width 64, recall alone; {SHORT}")
+            "cpu": Scale(
+                "configs/claims/recall_placement.py", minutes=21, reduced=f"4 mixers of width 64, recall alone; {SHORT}"
+            )
         },
     ),
     Claim(
@@ -255,10 +257,11 @@ CLAIMS = (
         scales={
             "cpu": Scale(
                 "configs/claims/selective_copying.py",
-                reduced="256 tokens instead of 4096, 3,000 steps instead of 400,000",
+                reduced="4 of 60 tokens instead of 16 of 4096, 1,500 steps instead of 400,000",
             ),
             "gpu": Scale(
-                "configs/claims/selective_copying.py", _large(20_000, "--config.data.seq_len=1040"),
+                "configs/claims/selective_copying.py",
+                _large(20_000, "--config.data.seq_len=1040", "--config.data.task.data_tokens=16"),
                 reduced="1024 tokens instead of 4096, 20,000 steps instead of 400,000",
             ),
         },

@@ -115,6 +115,15 @@ def test_arms_that_differ_in_more_than_place_keep_their_own_names(tmp_path):
     assert lines["wide"].get_xdata()[0] < lines["deep"].get_xdata()[0]
 
 
+def test_places_of_one_share_stand_beside_each_other_inside_the_axes(tmp_path):
+    places = {"first": "A-M-M-M-", "middle": "M-A-M-M-", "last": "M-M-M-A-", "even": "M-M-A-M-"}
+    runs = [Run(word, 0, 1e-3, architecture=Arm(pattern, word, 1.0)) for word, pattern in places.items()]
+    figure, _ = figures.placement(load(fake_study.write(tmp_path / "s", runs)))
+    low, high = figure.axes[0].get_xlim()
+    at = [line.get_xdata()[0] for line in labelled(figure.axes[0]).values()]
+    assert len(set(at)) == 4 and low < min(at) and max(at) < high
+
+
 # --- state ------------------------------------------------------------------------------------------------------------
 
 
