@@ -9,7 +9,7 @@ from experiments.grid import axis, chain, point, product
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Eight mixers with MLPs of equal size; four keys with values in 64 tokens."""
+    """Eight mixers with MLPs of equal size; four keys with values in 32 tokens."""
     return ml_collections.ConfigDict(
         {
             "protocol": "hybrid",
@@ -28,8 +28,8 @@ def get_config() -> ml_collections.ConfigDict:
             },
             "data": {
                 "source": "mqar",
-                "seq_len": 64,
-                "batch_size": 32,
+                "seq_len": 32,
+                "batch_size": 64,
                 "task": {"vocab_size": 64, "num_kv_pairs": 4},
             },
             "optimizer": {"learning_rate": 3e-3},
