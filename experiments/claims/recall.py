@@ -175,7 +175,7 @@ CLAIMS = (
         agreement=f"1/4, 1/2 and all above none (sign); 1/4 reaches {LEARNT}",
         judge=ratio,
         scales={
-            "cpu": Scale("configs/claims/recall_ratio.py", minutes=32, reduced=f"4 mixers of {SMALL.format(64)}"),
+            "cpu": Scale("configs/claims/recall_ratio.py", minutes=32, reduced=f"4 mixers, {SMALL.format(64)}"),
             "gpu": Scale(
                 "configs/claims/recall_ratio.py", _wider(128, 8, 1_500_000, 8_000, *LONGER),
                 reduced="4 mixers of width 128; 48 pairs in 256 tokens",
@@ -191,7 +191,7 @@ CLAIMS = (
         judge=depth,
         scales={
             "cpu": Scale(
-                "configs/claims/recall_depth.py", reduced=f"8 mixers of {SMALL.format(32)}"
+                "configs/claims/recall_depth.py", reduced=f"8 mixers, {SMALL.format(32)}"
             ),
             "gpu": Scale(
                 "configs/claims/recall_depth.py", _wider(128, 8, 3_000_000, 8_000, *LONGER),
@@ -208,7 +208,7 @@ CLAIMS = (
         judge=placement,
         scales={
             "cpu": Scale(
-                "configs/claims/recall_placement.py", minutes=21, reduced=f"recall alone; 4 mixers of {SMALL.format(64)}"
+                "configs/claims/recall_placement.py", minutes=21, reduced=f"recall alone; 4 mixers, {SMALL.format(64)}"
             )
         },
     ),
