@@ -35,11 +35,11 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def sweep() -> list[dict]:
-    """No attention, one of eight at four places, two and four of eight evenly; two rates each."""
+    """No attention, one of eight at four places, two and four of eight evenly; three rates each."""
     placed = [
         point({"arm": f"1/8 {place}", "model.count": 1, "model.placement": place})
         for place in ("first", "middle", "last", "even")
     ]
     more = [point({"arm": f"1/{8 // count} even", "model.count": count, "model.placement": "even"}) for count in (2, 4)]
     arms = chain(point({"arm": "mamba"}), *placed, *more)
-    return product(arms, axis("optimizer.learning_rate", [3e-3, 8e-3]))
+    return product(arms, axis("optimizer.learning_rate", [3e-3, 8e-3, 2e-2]))
