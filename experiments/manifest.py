@@ -88,6 +88,8 @@ def freeze(
 ) -> Study:
     """Writes the study down, or compares it with what was written; the study as it was written goes on.
 
+    A study may grow: trials that are new join those that are there (a third learning rate, one more arm). None leaves.
+
     threads: of each worker (results are bit-equal for equal numbers only); workers: how many there are; population: how
     many runs train side by side (0: as many as fit), which moves results by about 1e-5.
     """
@@ -97,15 +99,20 @@ def freeze(
         written = {**describe(study, command), "machine": machine, "workers": workers, "population": population}
         write_json(folder / "manifest.json", written)
     else:
-        _compare(folder, written, describe(study, command))
+        grown = _grown(folder, written, describe(study, command))
+        if grown != written:
+            more = len(grown["trials"]) - len(written["trials"])
+            warn(f"the study grows by {more} trials, beside the {len(written['trials'])} that it had")
+            write_json(folder / "manifest.json", written := grown)
         if any(run_folder(folder, about["id"]).result is None for _, runs in stages(folder) for about in runs):
             _flag_changes(folder, written, machine, warn)
     study = restore(folder)
     for run in study.runs:
         create(folder, run, study.settings.name)
-    if not (folder / "tune.json").exists():
-        runs = [{"id": run.id, "arm": run.arm, "changed": plain(run.changed)} for run in study.runs]
-        write_json(folder / "tune.json", {"stage": "tune", "runs": runs})
+    runs = [{"id": run.id, "arm": run.arm, "changed": plain(run.changed)} for run in study.runs]
+    tune = {"stage": "tune", "runs": runs}
+    if read_json(folder / "tune.json") != tune:
+        write_json(folder / "tune.json", tune)
     return study
 
 
@@ -119,7 +126,9 @@ def create(folder: Path, run: Run, study: str) -> None:
     there.create({**about, **details})
 
 
-def _compare(folder: Path, written: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+def _grown(folder: Path, written: dict[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What was written, with the trials that are asked for beside it; ConfigError where it is another study."""
+
     def refuse(what: str, before: Any, now: Any) -> ConfigError:
         problem = f"{str(folder)!r} holds another study: {what} is {before!r} there and {now!r} here"
         return ConfigError("--workdir", f"{problem}; choose another --workdir, or give the config it was made with")
@@ -127,15 +136,17 @@ def _compare(folder: Path, written: Mapping[str, Any], asked: Mapping[str, Any])
     for name, before in written["settings"].items():
         if before != asked["settings"].get(name):
             raise refuse(f"study.{name}", before, asked["settings"].get(name))
-    for old, new in zip(written["trials"], asked["trials"], strict=False):
-        if (old["id"], old["arm"]) == (new["id"], new["arm"]):
-            continue
-        before, now = _identity(old), _identity(new)
+    there, here = ({(entry["id"], entry["arm"]): entry for entry in each["trials"]} for each in (written, asked))
+    gone, new = ([one[key] for key in one if key not in other] for one, other in ((there, here), (here, there)))
+    for old, entry in zip(gone, new, strict=False):
+        before, now = _identity(old), _identity(entry)
         for name in {**before, **now}:
             if before.get(name) != now.get(name):
                 raise refuse(name if name == "arm" else f"{name} of {old['arm']}", before.get(name), now.get(name))
-    if len(written["trials"]) != len(asked["trials"]):
-        raise refuse("the number of trials", len(written["trials"]), len(asked["trials"]))
+    if gone:
+        raise refuse("the number of trials", len(there), len(here))
+    about = ("config", "duplicates", "trials")
+    return {**written, **{name: asked[name] for name in about}} if new else written
 
 
 def _identity(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -179,6 +179,34 @@ def test_other_number_of_trials_and_other_data_are_refused(workshop):
         freeze(workshop, other)
 
 
+MORE = """
+def sweep():
+    new = [{"model.placement": "even", "optimizer.learning_rate": 1e-2}]
+    return new + product(axis("model.placement", ["even", "first"]), axis("optimizer.learning_rate", [1e-3, 3e-3]))
+"""
+
+
+def test_a_study_grows_by_trials_that_are_new_and_chooses_again(workshop):
+    """What is done stays done; the best rate may be one of the new ones."""
+    study, _ = freeze(workshop, planned(workshop))
+    for run in study.runs:
+        manifest.run_folder(workshop.workdir, run.id).finish(result(2.0))
+    manifest.freeze_confirm(workshop.workdir, study, lambda text: None)
+    grown, warnings = freeze(workshop, planned(workshop, sweep=MORE))
+    assert len(warnings) == 1 and "grows by 1 trials, beside the 4" in warnings[0]
+    new, *old = grown.runs
+    assert [run.id for run in old] == [run.id for run in study.runs] and new.trial.optimizer.learning_rate == 1e-2
+    assert manifest.restore(workshop.workdir).runs == grown.runs
+    assert [run["id"] for run in dict(manifest.stages(workshop.workdir))["tune"]] == [run.id for run in grown.runs]
+    assert manifest.run_folder(workshop.workdir, old[0].id).result is not None
+    manifest.run_folder(workshop.workdir, new.id).finish(result(1.0))
+    chosen = manifest.freeze_confirm(workshop.workdir, grown, lambda text: None)
+    assert [run.changed["optimizer.learning_rate"] for run in chosen] == [1e-2, 1e-3]
+    assert freeze(workshop, planned(workshop, sweep=MORE))[1] == [], "said once"
+    with pytest.raises(ConfigError, match="number of trials is 5 there and 4 here"):
+        freeze(workshop, planned(workshop))
+
+
 def test_changed_versions_are_flagged_once_and_change_no_identity(workshop, monkeypatch):
     study = planned(workshop)
     freeze(workshop, study)
