@@ -26,6 +26,7 @@ FIGURES = (
     ("sharp_four", "response", "sharp_four.png"),
     ("recall_ratio", "placement", "recall_ratio.png"),
     ("recall_placement", "curves", "recall_placement.png"),
+    ("text_placement", "placement", "text_placement.png"),
 )
 """Name of the kept study, function of experiments.figures, file in docs/images. Its data stands beside it as CSV."""
 MARKED = re.compile("<!-- (results/[a-z_]+|claim [a-z-]+|claims|presets) -->.*?<!-- end -->", re.DOTALL)
