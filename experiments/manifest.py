@@ -88,7 +88,8 @@ def freeze(
 ) -> Study:
     """Writes the study down, or compares it with what was written; the study as it was written goes on.
 
-    A study may grow: trials that are new join those that are there (a third learning rate, one more arm). None leaves.
+    A study may grow: trials that are new join those that are there (a third learning rate, one more arm), and so do
+    seeds of the second stage. None leaves.
 
     threads: of each worker (results are bit-equal for equal numbers only); workers: how many there are; population: how
     many runs train side by side (0: as many as fit), which moves results by about 1e-5.
@@ -101,8 +102,7 @@ def freeze(
     else:
         grown = _grown(folder, written, describe(study, command))
         if grown != written:
-            more = len(grown["trials"]) - len(written["trials"])
-            warn(f"the study grows by {more} trials, beside the {len(written['trials'])} that it had")
+            warn(f"the study grows: {_growth(written, grown)}")
             write_json(folder / "manifest.json", written := grown)
         if any(run_folder(folder, about["id"]).result is None for _, runs in stages(folder) for about in runs):
             _flag_changes(folder, written, machine, warn)
@@ -134,8 +134,9 @@ def _grown(folder: Path, written: dict[str, Any], asked: Mapping[str, Any]) -> d
         return ConfigError("--workdir", f"{problem}; choose another --workdir, or give the config it was made with")
 
     for name, before in written["settings"].items():
-        if before != asked["settings"].get(name):
-            raise refuse(f"study.{name}", before, asked["settings"].get(name))
+        now = asked["settings"].get(name)
+        if before != now and not (name == "seeds" and now > before):
+            raise refuse(f"study.{name}", before, now)
     there, here = ({(entry["id"], entry["arm"]): entry for entry in each["trials"]} for each in (written, asked))
     gone, new = ([one[key] for key in one if key not in other] for one, other in ((there, here), (here, there)))
     for old, entry in zip(gone, new, strict=False):
@@ -145,8 +146,15 @@ def _grown(folder: Path, written: dict[str, Any], asked: Mapping[str, Any]) -> d
                 raise refuse(name if name == "arm" else f"{name} of {old['arm']}", before.get(name), now.get(name))
     if gone:
         raise refuse("the number of trials", len(there), len(here))
-    about = ("config", "duplicates", "trials")
-    return {**written, **{name: asked[name] for name in about}} if new else written
+    if not new and asked["settings"] == written["settings"]:
+        return written
+    return {**written, **{name: asked[name] for name in ("config", "duplicates", "trials", "settings")}}
+
+
+def _growth(written: Mapping[str, Any], grown: Mapping[str, Any]) -> str:
+    """What is new, in words."""
+    sizes = [{"trials": len(each["trials"]), "seeds": each["settings"]["seeds"]} for each in (written, grown)]
+    return ", ".join(f"{sizes[1][name]} {name} instead of {n}" for name, n in sizes[0].items() if n != sizes[1][name])
 
 
 def _identity(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,7 +207,8 @@ def freeze_confirm(folder: Path, study: Study, warn: Warn) -> list[Run]:
     written = read_json(folder / "confirm.json")
     if written is not None and written != content:
         moved = [arm for arm, choice in content["choices"].items() if written["choices"].get(arm) != choice]
-        warn(f"tuning runs finished since the second stage began: chosen again for {', '.join(moved)}")
+        if moved:
+            warn(f"tuning runs finished since the second stage began: chosen again for {', '.join(moved)}")
     for run in runs:
         create(folder, run, study.settings.name)
     if written != content:

@@ -150,7 +150,7 @@ def test_same_study_goes_on_and_fields_outside_its_identity_may_change(workshop)
     [
         ("c.train.steps = 30", ["train.steps of M-M-A-M-", "20", "30"]),
         ("c.model.mamba = ConfigDict({'d_state': 3})", ["model.mamba.d_state", "3"]),
-        ("c.study.seeds = 5", ["study.seeds", "2", "5"]),
+        ("c.study.seeds = 1", ["study.seeds", "2", "1"]),
         ("c.study.baseline = 'A-(M-)3'", ["study.baseline", "A-(M-)3"]),
         ("c.seed = 7", ["seed", "0", "7"]),
     ],
@@ -193,7 +193,7 @@ def test_a_study_grows_by_trials_that_are_new_and_chooses_again(workshop):
         manifest.run_folder(workshop.workdir, run.id).finish(result(2.0))
     manifest.freeze_confirm(workshop.workdir, study, lambda text: None)
     grown, warnings = freeze(workshop, planned(workshop, sweep=MORE))
-    assert len(warnings) == 1 and "grows by 1 trials, beside the 4" in warnings[0]
+    assert len(warnings) == 1 and "grows: 5 trials instead of 4" in warnings[0]
     new, *old = grown.runs
     assert [run.id for run in old] == [run.id for run in study.runs] and new.trial.optimizer.learning_rate == 1e-2
     assert manifest.restore(workshop.workdir).runs == grown.runs
@@ -205,6 +205,18 @@ def test_a_study_grows_by_trials_that_are_new_and_chooses_again(workshop):
     assert freeze(workshop, planned(workshop, sweep=MORE))[1] == [], "said once"
     with pytest.raises(ConfigError, match="number of trials is 5 there and 4 here"):
         freeze(workshop, planned(workshop))
+
+
+def test_a_study_grows_by_seeds_and_keeps_those_that_it_has(workshop):
+    study, _ = freeze(workshop, planned(workshop))
+    for run in study.runs:
+        manifest.run_folder(workshop.workdir, run.id).finish(result(2.0))
+    few = manifest.freeze_confirm(workshop.workdir, study, lambda text: None)
+    grown, warnings = freeze(workshop, planned(workshop, lines="c.study.seeds = 4"))
+    assert len(warnings) == 1 and warnings[0].endswith("grows: 4 seeds instead of 2")
+    many = manifest.freeze_confirm(workshop.workdir, grown, warnings.append)
+    assert len(warnings) == 1, "no rate was chosen again"
+    assert len(few) == 2 and len(many) == 6 and {run.id for run in few} < {run.id for run in many}
 
 
 def test_changed_versions_are_flagged_once_and_change_no_identity(workshop, monkeypatch):
