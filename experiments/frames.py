@@ -26,10 +26,13 @@ def read(folder: Path) -> Results:
     problems: list[str] = []
     manifest = json_object(folder / "manifest.json", problems)
     runs, curves, slices, records = [], [], [], []
+    plan = _plan(folder)
     for path in sorted(path for path in (folder / "trials").glob("*/") if not path.name.startswith(".")):
         run = RunFolder(path)
         try:
             record, rows = run.record, run.rows()
+            if path.name not in plan and record.get("stage") == "confirm" and run.result is None:
+                continue  # of a setting that was chosen no more, before it was trained to its end
             runs.append(_run(run, record, rows))
             sliced = _slices(run)
         except UNREADABLE as error:
@@ -38,7 +41,7 @@ def read(folder: Path) -> Results:
         records.append(record)
         slices += sliced
         curves += [{"id": path.name} | {name.replace("/", "_"): value for name, value in row.items()} for row in rows]
-    frame = _ordered(pl.DataFrame(runs, schema=RUNS, orient="row"), _plan(folder))
+    frame = _ordered(pl.DataFrame(runs, schema=RUNS, orient="row"), plan)
     arms = frame["arm"].unique(maintain_order=True).to_list()
     settings = manifest.get("settings") or next((record["trial"].get("study") for record in records), None) or {}
     baseline = settings.get("baseline") or manifest.get("baseline") or ""

@@ -48,6 +48,19 @@ def test_arms_and_runs_keep_the_order_of_the_study(tmp_path):
     assert found == [("tune", 0, 1e-3), ("tune", 0, 3e-3), ("confirm", 1, 3e-3)]
 
 
+def test_a_run_of_a_setting_that_is_chosen_no_more_counts_when_it_is_done(tmp_path):
+    """Its folder stays when the choice of the second stage is made anew."""
+    chosen = [Run("mamba", 0, 1e-3), Run("mamba", 1, 1e-3, stage="confirm")]
+    folder = fake_study.write(tmp_path / "s", chosen)
+    for seed, status in enumerate(("done", "queued", "stopped"), start=1):
+        run = Run("mamba", seed, 3e-3, stage="confirm", status=status)
+        fake_study.write_run(folder, run, fake_study.settings("s", "", "bits_per_byte"))
+    runs = load(folder).runs
+    assert runs.select("seed", "learning_rate", "status").rows() == [
+        (0, 1e-3, "done"), (1, 1e-3, "done"), (1, 3e-3, "done")
+    ]  # fmt: skip
+
+
 def test_curves_hold_every_row_with_its_runs_labels(small):
     results = load(small)
     run = Run("mamba", 0, 3e-3)
