@@ -35,7 +35,8 @@ class Trainer:
         return shop
 
 
-FAKE = Trainer(disturbed={"FAKE_STEP": "0.1"}, between=(0.3, 1.2), kills=24)
+FAKE = Trainer(disturbed={"FAKE_STEP": "0.4"}, between=(0.3, 1.2), kills=24)
+"""Its steps are so slow that the study does not end before the last kill, on a busy machine either."""
 REAL = Trainer(
     disturbed={},
     between=(2.0, 6.0),
@@ -97,10 +98,12 @@ def test_study_that_is_killed_at_random_ends_with_the_same_bytes(shop, trainer, 
     """kill -9 of the sweep, of a worker, or of all of them, until there were enough; then the command is left alone."""
     chance = random.Random(os.environ.get("HYBRID_TEST_SEED", "accidents"))
     kills = dict.fromkeys(("sweep", "worker", "both"), 0)
-    process = begin(shop, trainer)
+    process, ended = begin(shop, trainer), 0
     while sum(kills.values()) < trainer.kills:
         time.sleep(chance.uniform(*trainer.between))
         if process.poll() is not None:  # the study ended, or a run was killed so often that it was given up
+            ended += 1
+            assert ended < 40, f"the study ended too soon, after {kills}: no worker is left to be killed"
             end(process)
             process = begin(shop, trainer)
             continue
