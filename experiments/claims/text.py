@@ -36,7 +36,7 @@ REDUCED = (
     "tokens"
 )
 SCALES = {
-    "cpu": Scale("configs/claims/text_placement.py", minutes=38, reduced=REDUCED),
+    "cpu": Scale("configs/claims/text_placement.py", minutes=35, reduced=REDUCED),
     "gpu": Scale(
         "configs/claims/text_placement.py",
         (
