@@ -9,7 +9,10 @@ from experiments.grid import axis, chain, point, product
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Eight mixers with MLPs of equal size; sixteen examples of a map of four patterns to label words."""
+    """Eight mixers with MLPs of equal size; eight examples of a map of four tokens to label words.
+
+    With sixteen examples of patterns of two tokens, rows of 96 and a batch of 16, nothing was learned in 1,000 steps.
+    """
     return ml_collections.ConfigDict(
         {
             "protocol": "hybrid",
@@ -26,9 +29,14 @@ def get_config() -> ml_collections.ConfigDict:
                 "mamba": {"d_state": 4},
                 "match": {"parameters": 280_000, "by": "d_ff"},
             },
-            "data": {"source": "few-shot", "seq_len": 96, "batch_size": 16},
+            "data": {
+                "source": "few-shot",
+                "seq_len": 36,
+                "batch_size": 64,
+                "task": {"shots": 8, "classes": 4, "pattern_length": 1, "vocab_size": 40},
+            },
             "optimizer": {"learning_rate": 3e-3},
-            "train": {"steps": 1000, "stop_at": 0.995},
+            "train": {"steps": 1200, "stop_at": 0.99},
             "study": {"name": "few_shot", "seeds": 3, "baseline": "mamba"},
             "seed": 0,
         }
@@ -36,11 +44,11 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def sweep() -> list[dict]:
-    """Mamba, one attention layer in eight and in four, attention; three learning rates, three seeds of the best."""
+    """Mamba, one attention layer in eight and in four, attention; two learning rates, three seeds of the best."""
     arms = chain(
         point({"arm": "mamba", "model.count": 0}),
         point({"arm": "1:7", "model.count": 1}),
         point({"arm": "1:3", "model.count": 2}),
         point({"arm": "attention", "model.base": "A", "model.positions": "rope"}),
     )
-    return product(arms, axis("optimizer.learning_rate", [1e-3, 3e-3, 1e-2]))
+    return product(arms, axis("optimizer.learning_rate", [3e-3, 1e-2]))

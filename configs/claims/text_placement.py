@@ -28,7 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
             "train": {"steps": 400},
             "evaluate": {"every": 100, "sequences": 256},
             "checkpoint": {"every": 200},
-            "study": {"name": "text_placement", "seeds": 3, "baseline": "mamba"},
+            "study": {"name": "text_placement", "seeds": 5, "baseline": "mamba"},
             "seed": 0,
         }
     )
