@@ -25,12 +25,12 @@ from experiments.checkpoint import Checkpoints, refuse_other
 from experiments.config import Trial, digest, group_id, identity
 from experiments.data.synthetic import TASKS
 from experiments.derived import count
+from experiments.failures import is_out_of_memory
 from experiments.recorder import Recorder, Watch
 from experiments.runs import RunFolder
 from experiments.signals import Stop
 from experiments.states import TrainState, host, live, saved, saved_shapes
 from experiments.step import Program
-from experiments.worker import is_out_of_memory
 from hybrid.accounting import parameters
 from hybrid.losses import IGNORED
 from hybrid.validation import plain

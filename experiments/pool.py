@@ -22,9 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from experiments.failures import is_out_of_memory
 from experiments.runs import RunFolder
 from experiments.versions import code
-from experiments.worker import TRAINER, is_out_of_memory
+from experiments.worker import TRAINER
 
 STARTS = 3
 """Starts of a run without a new checkpoint after which it is given up."""

@@ -26,11 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.config import Trial
+from experiments.failures import is_out_of_memory
 from experiments.loop import Outcome, Source, Training, begun
 from experiments.runs import RunFolder
 from experiments.signals import Stop
 from experiments.step import Program
-from experiments.worker import is_out_of_memory
 
 Begin = Callable[[RunFolder], contextlib.AbstractContextManager[Trial]]
 """Claims a run while its block runs, and gives its trial."""

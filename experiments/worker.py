@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.environment import keep_memory
-from experiments.runs import Held, RunFolder
+from experiments.failures import one_line, phase_of
+from experiments.runs import RunFolder
 
 Trainer = Callable[..., str]
 """train(trial, run, programs) -> "done" | "diverged" | "stopped"."""
@@ -45,7 +46,7 @@ def trainer_named(name: str) -> Trainer:
 def train_run(run: RunFolder, trainer: Trainer, programs: dict) -> dict[str, Any]:
     """Trains one run under its claim and says how it ended: {"outcome"} or {"phase", "error"}. Never raises.
 
-    Phases: `start` (before training), `train`, `oom`, `files` (the disk's fault), `held` (somebody else trains it).
+    Phases are those of experiments.failures.
     """
     phase = "start"
     try:
@@ -59,7 +60,7 @@ def train_run(run: RunFolder, trainer: Trainer, programs: dict) -> dict[str, Any
             return {"outcome": outcome}
     except Exception as error:
         traceback.print_exc()
-        return {"phase": _phase(error, phase), "error": one_line(error)}
+        return {"phase": phase_of(error, phase), "error": one_line(error)}
 
 
 def train_runs(
@@ -73,7 +74,7 @@ def train_runs(
     def ended(run: RunFolder, outcome: str | Exception) -> None:
         told.add(run.path)
         if isinstance(outcome, Exception):
-            tell(run, {"phase": _phase(outcome, "train"), "error": one_line(outcome)})
+            tell(run, {"phase": phase_of(outcome, "train"), "error": one_line(outcome)})
         else:
             tell(run, {"outcome": str(outcome)})
 
@@ -103,25 +104,6 @@ def _begin(run: RunFolder) -> Any:
     changed = {"code_changed": True} if record["versions"].get("code") != code() else {}
     run.event("start", pid=os.getpid(), host=socket.gethostname(), code=code(), **changed)
     return trial_from(record["trial"])
-
-
-def one_line(error: Exception) -> str:
-    """The type and the text of an error, at most 500 characters."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:500] if text else type(error).__name__
-
-
-def _phase(error: Exception, phase: str) -> str:
-    if isinstance(error, MemoryError) or is_out_of_memory(str(error)):
-        return "oom"
-    if isinstance(error, Held):
-        return "held"
-    return "files" if isinstance(error, OSError) else phase
-
-
-def is_out_of_memory(text: str) -> bool:
-    """Whether an error's text is one of those that mean that memory was not enough."""
-    return any(words in text for words in ("RESOURCE_EXHAUSTED", "Out of memory", "std::bad_alloc", "MemoryError"))
 
 
 # --- the process ------------------------------------------------------------------------------------------------------
