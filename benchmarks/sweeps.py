@@ -156,7 +156,7 @@ def _trial() -> Any:
 
 
 def _run_folder(trial: Any, folder: Path) -> Any:
-    from experiments.config import run_id, trial_plain
+    from experiments.identity import run_id, trial_plain
     from experiments.runs import RunFolder
 
     about = {"id": run_id(trial, None), "arm": trial.arm, "study": "benchmark", "trial": trial_plain(trial)}

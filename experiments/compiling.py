@@ -16,8 +16,8 @@ from typing import Any
 
 import jax
 
-from experiments.config import digest
 from experiments.environment import cache_folder
+from experiments.identity import digest
 from hybrid.ops.forms import noted
 
 HIT = "/jax/compilation_cache/cache_hits"

@@ -10,11 +10,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from experiments.config import Trial, digest
+from experiments.config import Trial
 from experiments.data.objectives import OBJECTIVES
 from experiments.data.synthetic.rows import tokens_read
 from experiments.environment import cache_folder
 from experiments.files import read_json, write_json
+from experiments.identity import digest
 from experiments.versions import code
 from hybrid.accounting import parameters
 from hybrid.config import as_plain

@@ -22,10 +22,11 @@ import numpy as np
 
 from experiments import hosts
 from experiments.checkpoint import Checkpoints, refuse_other
-from experiments.config import Trial, digest, group_id, identity
+from experiments.config import Trial
 from experiments.data.synthetic import TASKS
 from experiments.derived import count
 from experiments.failures import is_out_of_memory
+from experiments.identity import digest, group_id, identity
 from experiments.recorder import Recorder, Watch
 from experiments.runs import RunFolder
 from experiments.signals import Stop

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.config import StudyConfig, identity, trial_from, trial_plain
+from experiments.config import StudyConfig, trial_from
 from experiments.derived import derived
 from experiments.files import read_json, write_json
+from experiments.identity import identity, trial_plain
 from experiments.runs import RunFolder
 from experiments.study import Choice, Run, Study, choose, confirm, flat
 from experiments.versions import changes, versions

@@ -20,8 +20,9 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from experiments.config import TRACED, OptimizerConfig, Trial
+from experiments.config import OptimizerConfig, Trial
 from experiments.data.synthetic.rows import epoch_steps
+from experiments.identity import TRACED
 from hybrid.params import Param, map_leaves
 from hybrid.sharding import active_mesh
 

@@ -7,9 +7,9 @@ import math
 import platform
 from pathlib import Path
 
-from experiments.config import digest
 from experiments.environment import accelerator, cache_folder, threads
 from experiments.files import read_json, write_json
+from experiments.identity import digest
 
 SMALL_MODELS = 0.1
 """Share of a large matrix product's rate that a small model is assumed to reach."""

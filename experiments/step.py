@@ -28,9 +28,10 @@ import optax
 from experiments import environment, hosts
 from experiments.answers import answers, pooled
 from experiments.compiling import Compilation, compiled
-from experiments.config import Trial, group_id
+from experiments.config import Trial
 from experiments.data.synthetic import TASKS
 from experiments.data.synthetic.rows import made
+from experiments.identity import group_id
 from experiments.optimizer import Values, adamw, global_norm, learning_rate, precise, values_of
 from experiments.states import TrainState, like_params
 from hybrid.losses import IGNORED, token_losses

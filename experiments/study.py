@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.config import DataConfig, Placed, StudyConfig, Trial, group_id, identity, run_id, trial_from
+from experiments.config import DataConfig, Placed, StudyConfig, Trial, trial_from
 from experiments.configfile import ConfigFile, Point, hint_of
+from experiments.identity import group_id, identity, run_id
 from experiments.scores import SCORES, rank
 from hybrid.pattern import compact
 from hybrid.validation import ConfigError, nearest

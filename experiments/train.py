@@ -26,9 +26,10 @@ from typing import Any
 from experiments import hosts
 from experiments.checkpoint import refuse_other
 from experiments.commandline import Options, main, parse
-from experiments.config import Trial, group_id, identity, run_id, trial_from, trial_plain
+from experiments.config import Trial, trial_from
 from experiments.configfile import ConfigFile, read_overrides
 from experiments.derived import derived
+from experiments.identity import group_id, identity, run_id, trial_plain
 from experiments.runs import RunFolder
 from experiments.signals import Stop
 from experiments.versions import code, versions

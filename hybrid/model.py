@@ -1,34 +1,26 @@
-"""From tokens to logits: embedding, the stack of residual sublayers, final norm, head.
-
-The stack is cut into segments of repeated units. A segment is one `lax.scan` over stacked parameters, or is unrolled;
-both give the same numbers, and dropout is folded with the global layer index so that they drop the same.
-"""
+"""From tokens to logits: embedding, the stack of residual sublayers (`hybrid.stack`), final norm, head."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from hybrid.chunks import extended, overlapped, way, window
 from hybrid.config import ModelConfig
-from hybrid.layout import arrange, layers_of, per_layer, scans, stack_segments
+from hybrid.layout import arrange, per_layer, stack_segments
 from hybrid.lazy import struct
 from hybrid.norms import norm
 from hybrid.ops.few_rows import few, few_rows_transposed
 from hybrid.ops.linear import linear
 from hybrid.positions import documents, in_document, sinusoids
-from hybrid.segments import Segment
 from hybrid.sharding import constrain
+from hybrid.stack import Params, add_after, drop, merge, norm_before, run_segment
 from hybrid.sublayers import Aux, Context
 from hybrid.validation import ConfigError
-
-Params = Mapping[str, Any]
 
 
 def forward(
@@ -136,10 +128,10 @@ def _hidden(
     )  # fmt: skip
     x = embed(config, params["embedding"], tokens, positions, token_types)
     if dropout_key is not None:
-        x = _drop(config, x, jax.random.fold_in(dropout_key, config.n_layers), dropout_rate)
+        x = drop(config, x, jax.random.fold_in(dropout_key, config.n_layers), dropout_rate)
     x, auxes, first = constrain(x, "batch", "length", None), [], 0
     for segment in stack_segments(config):
-        x, aux = _segment(config, stack["layers"], segment, first, x, context)
+        x, aux = run_segment(config, stack["layers"], segment, first, x, context)
         auxes += aux
         first += len(segment.unit) * segment.repeats
     return _final(config, stack, x), auxes
@@ -207,109 +199,6 @@ def logits(config: ModelConfig, params: Params, hidden: Float[Array, "... D"]) -
 
 def _final(config: ModelConfig, stack: Params, x: Any) -> Any:
     return norm(stack["final_norm"], x, config.norm_eps) if "final_norm" in stack else x
-
-
-# --- the stack --------------------------------------------------------------------------------------------------------
-
-
-def _segment(
-    config: ModelConfig, layers: Params, segment: Segment, first: int, x: Any, context: Context
-) -> tuple[Any, list[Aux]]:
-    """The sublayers of one segment; an Aux for each place in its unit, with a leading axis if it is scanned."""
-    size = len(segment.unit)
-    if segment.repeats == 1:
-        auxes = []
-        for offset, symbol in enumerate(segment.unit):
-            x, aux = _residual(config, symbol, layers[str(first + offset)], x, context, first + offset)
-            auxes.append(aux)
-        return x, auxes
-    keys = [f"{first + offset}:{first + segment.repeats * size}:{size}" for offset in range(size)]
-    assert [layers_of(key).start for key in keys] == list(range(first, first + size))
-
-    def unit(x: Any, inputs: tuple[list[Params], Any]) -> tuple[Any, list[Aux]]:
-        stacked, start = inputs
-        auxes = []
-        for offset, symbol in enumerate(segment.unit):
-            x, aux = _residual(config, symbol, stacked[offset], x, context, start + offset)
-            auxes.append(aux)
-        return constrain(x, "batch", "length", None), auxes
-
-    body = jax.checkpoint(unit) if config.remat == "unit" else unit
-    starts = first + size * jnp.arange(segment.repeats)
-    return jax.lax.scan(body, x, ([layers[key] for key in keys], starts))
-
-
-def _residual(
-    config: ModelConfig, symbol: str, params: Params, x: Any, context: Context, layer: Any
-) -> tuple[Any, Aux]:
-    """x + f(norm(x)) of one sublayer, with the norm where the config has it. layer: its index, may be traced."""
-    kind, view = config.sublayer(symbol)
-
-    def around(params: Params, x: Any, context: Context, mix: Callable[[Any, Context], tuple]) -> tuple:
-        if context.dropout_key is not None:
-            context = dataclasses.replace(context, dropout_key=jax.random.fold_in(context.dropout_key, layer))
-        y, *more = mix(_before(config, params, x), context)
-        if context.dropout_key is not None:
-            y = _drop(config, y, context.dropout_key, context.dropout_rate)
-        return _after(config, params, x, y), *more
-
-    def run(params: Params, x: Any, context: Context) -> tuple[Any, Aux]:
-        return around(params, x, context, lambda x, context: kind.apply(view, params["sublayer"], x, context))
-
-    cut = way(kind, view, params["sublayer"], x, context) if config.remat == "chunk" else "no"
-    if cut == "state":
-        assert kind.extend is not None and kind.state is not None
-        extend_kind = kind.extend
-
-        def piece(x: Any, state: Any, context: Context) -> tuple:
-            return around(params, x, context, lambda x, c: extend_kind(view, params["sublayer"], x, state, c))
-
-        return extended(piece, kind.state(view, *x.shape[:2]), x, context)
-    if cut == "halo":
-        return overlapped(functools.partial(run, params), x, context, window(kind, view) - 1)
-    if config.remat in ("sublayer", "chunk") or (config.remat == "unit" and not scans(config)):
-        run = jax.checkpoint(run)
-    return run(params, x, context)
-
-
-def _before(config: ModelConfig, params: Params, x: Any) -> Any:
-    return x if config.norm_position == "after" else norm(params["norm"], x, config.norm_eps)
-
-
-def _after(config: ModelConfig, params: Params, x: Any, y: Any) -> Any:
-    if config.norm_position == "after":
-        return norm(params["norm"], x + y, config.norm_eps)
-    if config.norm_position == "both":
-        y = norm(params["norm_after"], y, config.norm_eps)
-    return x + y
-
-
-def _drop(config: ModelConfig, x: Any, key: Any, rate: Any = None) -> Any:
-    """rate: () instead of the config's; one that is 0 in the config costs nothing."""
-    if config.dropout == 0.0:
-        return x
-    kept = 1.0 - (config.dropout if rate is None else rate)
-    return jnp.where(jax.random.bernoulli(key, kept, x.shape), x / kept, 0.0).astype(x.dtype)
-
-
-def merge(auxes: Sequence[Aux]) -> Aux:
-    """One Aux of a model: losses are added up, metrics have a row a sublayer that reports them, updates are listed."""
-
-    def gather(group: str) -> dict[str, list[Any]]:
-        rows: dict[str, list[Any]] = {}
-        for aux in auxes:
-            for name, value in getattr(aux, group).items():
-                rows.setdefault(name, []).append(value)
-        return rows
-
-    def flat(values: list[Any]) -> Any:
-        return jnp.concatenate([jnp.atleast_1d(value) for value in values])
-
-    return Aux(
-        losses={name: flat(values).sum() for name, values in gather("losses").items()},
-        metrics={name: flat(values) for name, values in gather("metrics").items()},
-        updates=gather("updates"),
-    )
 
 
 def _named(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -404,8 +293,9 @@ def extend_hidden(
     for i, (kind, view) in enumerate(config.kinds()):
         layer = layers[str(i)]
         assert kind.extend is not None
-        y, sublayer_state, _ = kind.extend(view, layer["sublayer"], _before(config, layer, x), state.layers[i], context)
-        x = _after(config, layer, x, y)
+        before = norm_before(config, layer, x)
+        y, sublayer_state, _ = kind.extend(view, layer["sublayer"], before, state.layers[i], context)
+        x = add_after(config, layer, x, y)
         states.append(sublayer_state)
     length = state.length + count[:, -1]
     return _final(config, params, x), ModelState(layers=tuple(states), length=length, room=state.room - new)

@@ -27,7 +27,7 @@ def trial_on(mesh: dict[str, int], examples: int) -> Any:
 
 def reports(gathered: Callable[[str], list]) -> Iterator[dict[str, Any]]:
     """A line a mesh and set. gathered: shapes of what is gathered in a program of this text."""
-    from experiments.config import group_id
+    from experiments.identity import group_id
     from experiments.states import host, saved
     from experiments.step import Program
 

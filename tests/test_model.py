@@ -322,10 +322,10 @@ def test_each_layer_and_each_step_has_its_own_dropout_key(probe):
 
 
 def test_dropout_keeps_the_mean_and_the_share_that_it_is_asked_for():
-    from hybrid.model import _drop
+    from hybrid.stack import drop
 
     config = ModelConfig(**SMALL, pattern="-", dropout=0.25)
-    dropped = np.asarray(_drop(config, jnp.ones((200, 200)), jax.random.key(0)))
+    dropped = np.asarray(drop(config, jnp.ones((200, 200)), jax.random.key(0)))
     assert set(np.unique(dropped)) == {0.0, 1 / 0.75}
     assert abs((dropped == 0).mean() - 0.25) < 0.01
 

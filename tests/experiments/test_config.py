@@ -4,7 +4,8 @@ import copy
 
 import pytest
 
-from experiments.config import group_id, run_id, trial_from, trial_plain
+from experiments.config import trial_from
+from experiments.identity import group_id, run_id, trial_plain
 from hybrid.accounting import parameters
 from hybrid.validation import ConfigError
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from experiments.checkpoint import Checkpoints
-from experiments.config import trial_plain
 from experiments.evaluate import evaluate
+from experiments.identity import trial_plain
 from experiments.loop import train
 from experiments.signals import Stop
 from experiments.states import host, live, saved, saved_shapes

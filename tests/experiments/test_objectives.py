@@ -11,9 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.config import group_id, run_id, trial_from, trial_plain
+from experiments.config import trial_from
 from experiments.data import load
 from experiments.evaluate import evaluate
+from experiments.identity import group_id, run_id, trial_plain
 from experiments.loop import train
 from experiments.step import Program
 from experiments.train import describe

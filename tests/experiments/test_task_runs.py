@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from experiments import data
-from experiments.config import group_id, identity, trial_plain
 from experiments.evaluate import evaluate
+from experiments.identity import group_id, identity, trial_plain
 from experiments.loop import train
 from experiments.population import train_population
 from experiments.runs import RunFolder

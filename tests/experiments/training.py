@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.config import Trial, run_id, trial_from, trial_plain
+from experiments.config import Trial, trial_from
+from experiments.identity import run_id, trial_plain
 from experiments.runs import RunFolder
 
 TEXT = (b"the cat sat on the mat and the dog sat on the log; " * 60) + (b"a rose is a rose is a rose. " * 40)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.config import identity, trial_from, trial_plain
+from experiments.config import trial_from
+from experiments.identity import identity, trial_plain
 from experiments.protocols import PROTOCOLS
 from hybrid.validation import ConfigError
 from tests.experiments.protocols.trials import trial

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.config import identity
+from experiments.identity import identity
 from experiments.protocols import MAD_ROWS, MAD_SETTINGS
 from tests.experiments.protocols.trials import trial
 
