@@ -25,6 +25,7 @@ FIGURES = (
     ("quickstart", "verdicts", "quickstart.png"),
     ("sharp_four", "response", "sharp_four.png"),
     ("recall_ratio", "placement", "recall_ratio.png"),
+    ("recall_depth", "curves", "recall_depth.png"),
     ("recall_placement", "curves", "recall_placement.png"),
     ("text_placement", "placement", "text_placement.png"),
 )

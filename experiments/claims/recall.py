@@ -190,7 +190,7 @@ CLAIMS = (
         agreement=f"1/8 and 1/4 above none (sign); 1/8 reaches {LEARNT}",
         judge=depth,
         scales={
-            "cpu": Scale("configs/claims/recall_depth.py", reduced=f"8 mixers, {SMALL.format(32)}"),
+            "cpu": Scale("configs/claims/recall_depth.py", minutes=18, reduced=f"8 mixers, {SMALL.format(32)}"),
             "gpu": Scale(
                 "configs/claims/recall_depth.py", _wider(128, 8, 3_000_000, 8_000, *LONGER),
                 reduced="8 mixers of width 128; 48 pairs in 256 tokens",
