@@ -130,8 +130,9 @@ def create(folder: Path, run: Run, study: str) -> None:
 def _grown(folder: Path, written: dict[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
     """What was written, with the trials that are asked for beside it; ConfigError where it is another study."""
 
-    def refuse(what: str, before: Any, now: Any) -> ConfigError:
-        problem = f"{str(folder)!r} holds another study: {what} is {before!r} there and {now!r} here"
+    def refuse(name: str, before: Any, now: Any, of: str = "") -> ConfigError:
+        before, now, where = _first_difference(before, now)
+        problem = f"{str(folder)!r} holds another study: {name}{where}{of} is {before!r} there and {now!r} here"
         return ConfigError("--workdir", f"{problem}; choose another --workdir, or give the config it was made with")
 
     for name, before in written["settings"].items():
@@ -144,12 +145,27 @@ def _grown(folder: Path, written: dict[str, Any], asked: Mapping[str, Any]) -> d
         before, now = _identity(old), _identity(entry)
         for name in {**before, **now}:
             if before.get(name) != now.get(name):
-                raise refuse(name if name == "arm" else f"{name} of {old['arm']}", before.get(name), now.get(name))
+                of = "" if name == "arm" else f" of {old['arm']}"
+                raise refuse(name, before.get(name), now.get(name), of)
     if gone:
         raise refuse("the number of trials", len(there), len(here))
     if not new and asked["settings"] == written["settings"]:
         return written
     return {**written, **{name: asked[name] for name in ("config", "duplicates", "trials", "settings")}}
+
+
+def _first_difference(before: Any, now: Any) -> tuple[Any, Any, str]:
+    """The innermost values that differ, and where they stand: 1, 2, "[0].rows" of [{"rows": 1}] and [{"rows": 2}]."""
+    where = ""
+    while True:
+        if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+            key = next(i for i, pair in enumerate(zip(before, now, strict=True)) if pair[0] != pair[1])
+            before, now, where = before[key], now[key], f"{where}[{key}]"
+        elif isinstance(before, dict) and isinstance(now, dict) and before.keys() == now.keys():
+            name = next(name for name in before if before[name] != now[name])
+            before, now, where = before[name], now[name], f"{where}.{name}"
+        else:
+            return before, now, where
 
 
 def _growth(written: Mapping[str, Any], grown: Mapping[str, Any]) -> str:

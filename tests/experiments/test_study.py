@@ -162,6 +162,14 @@ def test_other_study_in_the_folder_is_refused_with_the_first_field_that_differs(
     assert all(word in str(refused.value) for word in words), refused.value
 
 
+def test_a_list_of_settings_that_differs_in_one_names_that_one():
+    before = [{"name": "near", "rows": 64}, {"name": "far", "rows": 64}]
+    now = [{"name": "near", "rows": 64}, {"name": "far", "rows": 16}]
+    assert manifest._first_difference(before, now) == (64, 16, "[1].rows")
+    assert manifest._first_difference(before, now[:1]) == (before, now[:1], "")
+    assert manifest._first_difference(2, 1) == (2, 1, "")
+
+
 FEWER = """
 def sweep():
     return [{"model.placement": "even", "optimizer.learning_rate": rate} for rate in (1e-3, 3e-3)]
