@@ -27,6 +27,7 @@ FIGURES = (
     ("recall_ratio", "placement", "recall_ratio.png"),
     ("recall_depth", "curves", "recall_depth.png"),
     ("recall_placement", "curves", "recall_placement.png"),
+    ("few_shot", "curves", "few_shot.png"),
     ("text_placement", "placement", "text_placement.png"),
 )
 """Name of the kept study, function of experiments.figures, file in docs/images. Its data stands beside it as CSV."""

@@ -218,7 +218,9 @@ CLAIMS = (
         agreement="1:7, 1:3 and attention above Mamba (sign); the share of valid answers stands in the table of runs",
         judge=few_shot,
         scales={
-            "cpu": Scale("configs/claims/few_shot.py", reduced="8 mixers of width 64 on a synthetic task, not 1.3 B")
+            "cpu": Scale(
+                "configs/claims/few_shot.py", minutes=22, reduced="8 mixers of width 64 on a synthetic task, not 1.3 B"
+            )
         },
         full_cost="three models of 1.3 B parameters, 250 B tokens each",
     ),
