@@ -27,6 +27,7 @@ FIGURES = (
     ("recall_ratio", "placement", "recall_ratio.png"),
     ("recall_depth", "curves", "recall_depth.png"),
     ("recall_placement", "curves", "recall_placement.png"),
+    ("selective_copying", "curves", "selective_copying.png"),
     ("few_shot", "curves", "few_shot.png"),
     ("text_placement", "placement", "text_placement.png"),
 )

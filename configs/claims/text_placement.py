@@ -28,14 +28,14 @@ def get_config() -> ml_collections.ConfigDict:
             "train": {"steps": 400},
             "evaluate": {"every": 100, "sequences": 256},
             "checkpoint": {"every": 200},
-            "study": {"name": "text_placement", "seeds": 5, "baseline": "mamba"},
+            "study": {"name": "text_placement", "seeds": 3, "baseline": "mamba"},
             "seed": 0,
         }
     )
 
 
 def sweep() -> list[dict]:
-    """No attention, one of eight at four places, two and four of eight evenly; three rates each, five seeds of the best."""
+    """No attention, one of eight at four places, two and four of eight evenly; three rates each, three seeds of the best."""
     placed = [
         point({"arm": f"1/8 {place}", "model.count": 1, "model.placement": place})
         for place in ("first", "middle", "last", "even")
