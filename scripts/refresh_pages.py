@@ -58,7 +58,7 @@ def claim(name: str) -> str:
     findings, study = judged(about, kept(about))
     lines = [f"Source: {about.source}.", "", *grid(HEADER, map(cells, findings))]
     if about.details is not None and study is not None:
-        lines += ["", *about.details(study)]
+        lines += about.details(study)
     scale = about.scales["cpu"]
     if scale.reduced:
         lines.append(f"Reduced protocol: {scale.reduced}.")

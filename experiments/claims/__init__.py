@@ -5,8 +5,9 @@ python -m experiments.reproduce --list
 
 from __future__ import annotations
 
-from experiments.claims import exact, mad, recall, text
+from experiments.claims import exact, induction, mad, recall, text
 from experiments.claims.claim import Claim
 
-CLAIMS: dict[str, Claim] = {claim.name: claim for file in (exact, recall, mad, text) for claim in file.CLAIMS}
+FILES = (exact, recall, induction, mad, text)
+CLAIMS: dict[str, Claim] = {claim.name: claim for file in FILES for claim in file.CLAIMS}
 """Name -> claim, in the order of the list."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Verdict = Literal["agrees", "disagrees", "undecided"]
 ALPHA = 0.05
+LEARNT, FAILED = 0.9, 0.5
+"""Accuracy from which a task counts as done, and up to which as not done."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,11 @@ def by_seed(results: Results) -> dict[str, dict[int, float]]:
     for arm, seed, value in kept.select("arm", "seed", f"test_{results.score}").iter_rows():
         found[arm][seed] = math.nan if value is None else value
     return found
+
+
+def longer(steps: int, *more: str) -> tuple[str, ...]:
+    """Overrides of a larger scale: so many steps, and more."""
+    return (f"--config.train.steps={steps}", *more)
 
 
 def _row(results: Results, arm: str) -> dict | None:

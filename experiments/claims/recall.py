@@ -8,17 +8,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from experiments.claims.claim import Claim, Finding, Scale, level, orders
+from experiments.claims.claim import FAILED, LEARNT, Claim, Finding, Scale, level, longer, orders
 
 if TYPE_CHECKING:
     from experiments.results import Results
-
-LEARNT, FAILED = 0.9, 0.5
-"""Accuracy from which a task counts as done, and up to which as not done."""
-
-
-def _large(steps: int, *more: str) -> tuple[str, ...]:
-    return (f"--config.train.steps={steps}", *more)
 
 
 def _wider(width: int, heads: int, parameters: int, steps: int, *more: str) -> tuple[str, ...]:
@@ -94,29 +87,6 @@ def no_positions(results: Results) -> list[Finding]:
     return orders(results, pairs)
 
 
-def induction(results: Results) -> list[Finding]:
-    """Read from the slices: accuracy at lengths beyond training."""
-    return [
-        _slice(results, "mamba", "2^6", "1.00", LEARNT, math.inf),
-        _slice(results, "attention", "2^6", "1.00", LEARNT, math.inf),
-        _slice(results, "mamba", "2^14", "1.00", LEARNT, math.inf),
-        _slice(results, "attention", "2^12", "0.09", -math.inf, FAILED),
-    ]
-
-
-def _slice(results: Results, arm: str, name: str, published: str, least: float, most: float) -> Finding:
-    """The arm's accuracy on one slice, judged as its score on the whole test split would be."""
-    import dataclasses
-
-    import polars as pl
-
-    part = results.slices.filter((pl.col("slice") == name) & (pl.col("score") == results.score))
-    column = f"test_{results.score}"
-    runs = results.runs.drop(column).join(part.select("id", pl.col("value").alias(column)), on="id", how="left")
-    found = level(dataclasses.replace(results, runs=runs.select(results.runs.columns)), arm, published, least, most)
-    return dataclasses.replace(found, statement=f"{arm} at {name} tokens")
-
-
 def copying(results: Results) -> list[Finding]:
     pairs = [
         ("all selective", "none selective", "99.8 and 56.4"),
@@ -142,7 +112,7 @@ CLAIMS = (
             "cpu": Scale(
                 "configs/claims/sharp_four.py", minutes=12, reduced="4 pairs in 64 tokens, vocabulary 64, not 8192"
             ),
-            "gpu": Scale("configs/claims/sharp_four.py", _large(10_000, *LONGER), reduced="width 64, 256 tokens"),
+            "gpu": Scale("configs/claims/sharp_four.py", longer(10_000, *LONGER), reduced="width 64, 256 tokens"),
         },
     ),
     Claim(
@@ -235,21 +205,6 @@ CLAIMS = (
         full_cost="two models of 1.3 B parameters, 250 B tokens each",
     ),
     Claim(
-        name="induction-heads",
-        about="Who still finds what followed a sign in far longer texts?",
-        source="Gu & Dao 2023 (Mamba), table 11",
-        published="trained at 2^8: Mamba exact to 2^20; attention with rotary positions 0.31 at 2^10, 0.09 at 2^12",
-        agreement=f"both reach {LEARNT} at the trained length; Mamba does at 2^14, attention is below {FAILED} at 2^12",
-        judge=induction,
-        scales={
-            "cpu": Scale("configs/claims/induction_heads.py", reduced="trained at 64 tokens instead of 256; to 2^14"),
-            "gpu": Scale(
-                "configs/claims/induction_heads.py", _large(20_000, "--config.data.seq_len=256"),
-                reduced="20,000 steps of batch 32 instead of 204,800 to 409,600 of batch 8; to 2^14",
-            ),
-        },
-    ),
-    Claim(
         name="selective-copying",
         about="Does copying among noise need selection, and of what?",
         source="Gu & Dao 2023 (Mamba), table 1; the parts are asked of this task by us, table 7 asked perplexity",
@@ -263,7 +218,7 @@ CLAIMS = (
             ),
             "gpu": Scale(
                 "configs/claims/selective_copying.py",
-                _large(20_000, "--config.data.seq_len=1040", "--config.data.task.data_tokens=16"),
+                longer(20_000, "--config.data.seq_len=1040", "--config.data.task.data_tokens=16"),
                 reduced="1024 tokens instead of 4096, 20,000 steps instead of 400,000",
             ),
         },

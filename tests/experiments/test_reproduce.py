@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from experiments import reproduce
-from experiments.claims import CLAIMS, exact, recall, text
+from experiments.claims import CLAIMS, exact, induction, text
 from experiments.claims.claim import exact as equal
 from experiments.claims.claim import flat, level, orders, overall, within
 from experiments.configfile import ConfigFile, read_overrides
@@ -110,9 +110,21 @@ def test_slices_are_judged_as_whole_scores_are(tmp_path):
     rows = [(run, name, "bits_per_byte", {"mamba": 0.99, "attention": 0.2 if name == "2^12" else 1.0}[arm] + 1e-3 * i)
             for i, (run, arm) in enumerate(ids.items()) for name in ("2^6", "2^12", "2^14")]  # fmt: skip
     slices = pl.DataFrame(rows, schema=results.slices.schema, orient="row")
-    found = recall.induction(dataclasses.replace(results, slices=slices))
+    found = induction.induction(dataclasses.replace(results, slices=slices))
     assert [finding.verdict for finding in found] == ["agrees"] * 4
     assert found[3].statement == "attention at 2^12 tokens" and found[3].ours == pytest.approx(0.204, abs=2e-3)
+
+
+def test_lengths_stand_in_their_order_with_the_range_of_their_seeds(tmp_path):
+    results = study(tmp_path, {"mamba": (0.5, 0.5), "attention": (0.5, 0.5)})
+    scores = {"2^6": (1.0, 1.0), "2^12": (0.25, 0.75), "2^9": (0.5, 1.0)}
+    runs = results.runs.select("id", "arm", "seed").iter_rows()
+    rows = [(run, name, "bits_per_byte", values[seed]) for run, arm, seed in runs if arm == "mamba"
+            for name, values in scores.items()]  # fmt: skip
+    slices = pl.DataFrame(rows, schema=results.slices.schema, orient="row")
+    lines = list(induction.lengths(dataclasses.replace(results, slices=slices)))
+    assert lines[2] == "| arm | 2^6 | 2^9 | 2^12 |"
+    assert "| mamba | 1.00 | 0.75 (0.50 to 1.00) | 0.50 (0.25 to 0.75) |" in lines
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
