@@ -35,7 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def sweep() -> list[dict]:
-    """No attention, one of eight at four places, two and four of eight evenly; three rates each, three seeds of the best."""
+    """No attention, one of eight at four places, two and four of eight evenly; three rates each."""
     placed = [
         point({"arm": f"1/8 {place}", "model.count": 1, "model.placement": place})
         for place in ("first", "middle", "last", "even")

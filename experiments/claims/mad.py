@@ -93,6 +93,7 @@ CLAIMS = (
         scales={
             "cpu": Scale(
                 "configs/claims/mad.py",
+                minutes=42,
                 reduced="the baseline setting of each task, with 64 tokens instead of 128 and 256 in recall and "
                 "copying; width 64 instead of 128; 150 to 1,000 steps of batch 64 instead of 20,000 of batch 128 "
                 "(memorization: 150 instead of 400); two rates instead of three times two decays; 512 test rows",
