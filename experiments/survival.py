@@ -79,12 +79,14 @@ def survival(runs: Sequence[Steps], level: float = 0.95) -> Survival:
 
 
 def logrank(ours: Sequence[Steps], baseline: Sequence[Steps]) -> float:
-    """Two-sided p that both need the same steps (Mantel 1966); 1 where no run met the threshold or one has no run."""
+    """Two-sided p that both need the same steps (Mantel 1966); 1 where no run met the threshold, or all did at once, or
+    one has no run."""
     if not ours or not baseline or all(run.censored for run in (*ours, *baseline)):
         return 1.0
     from scipy import stats
 
-    p = float(stats.logrank(_data(ours), _data(baseline)).pvalue)
+    with np.errstate(invalid="ignore"):  # nothing varies where all met it at one step: 0 / 0
+        p = float(stats.logrank(_data(ours), _data(baseline)).pvalue)
     return p if np.isfinite(p) else 1.0
 
 

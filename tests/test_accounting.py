@@ -172,18 +172,23 @@ def products_only(monkeypatch):
     accounting._flops.cache_clear()
 
 
+def without_norms(monkeypatch):
+    for file in ("model", "stack"):
+        monkeypatch.setattr(f"hybrid.{file}.norm", lambda params, x, eps: x)
+
+
 # Weights of norms are applied as products of vectors (einsum), which are no matrix products.
 @pytest.mark.parametrize("fields", [{}, {"n_kv_heads": 2, "head_dim": 24}, {"mlp": {"activation": "relu"}}])
 @pytest.mark.parametrize("pattern", ["A", "-", "(A-)3A"])
 def test_matrix_products_are_counted_exactly(products_only, pattern, fields, monkeypatch):
     config = ModelConfig(pattern=pattern, **SMALL, **fields)
-    monkeypatch.setattr("hybrid.model.norm", lambda params, x, eps: x)
+    without_norms(monkeypatch)
     by_hand = products(config, 2, 24)
     assert flops(config, 24, 2) == accounting.Flops(forward=by_hand, train=3 * by_hand)
 
 
 def test_products_that_remat_repeats_are_counted_again(products_only, monkeypatch):
-    monkeypatch.setattr("hybrid.model.norm", lambda params, x, eps: x)
+    without_norms(monkeypatch)
     config = ModelConfig(pattern="(A-)2", **SMALL, remat="unit")
     once = products(config, 1, 16)
     head = 2 * 16 * 64 * 257

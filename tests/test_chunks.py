@@ -44,7 +44,7 @@ def test_a_model_in_pieces_has_the_loss_and_gradient_of_the_whole(pattern, rows,
     cut = []
     for name in ("extended", "overlapped"):
         function = getattr(chunks, name)
-        monkeypatch.setattr(f"hybrid.model.{name}", lambda *given, f=function, n=name: cut.append(n) or f(*given))
+        monkeypatch.setattr(f"hybrid.stack.{name}", lambda *given, f=function, n=name: cut.append(n) or f(*given))
     in_pieces = mean_loss(dataclasses.replace(config, remat="chunk"), tokens)
     again = compiled(jax.value_and_grad(in_pieces))(params)
     assert cut.count("extended") == sum(symbol in "MDGL-" for symbol in pattern)
@@ -54,7 +54,7 @@ def test_a_model_in_pieces_has_the_loss_and_gradient_of_the_whole(pattern, rows,
 
 def test_packed_documents_and_padding_go_at_once(monkeypatch):
     monkeypatch.setattr(chunks, "ROWS", 2)
-    monkeypatch.setattr("hybrid.model.extended", lambda *arguments: pytest.fail("was cut"))
+    monkeypatch.setattr("hybrid.stack.extended", lambda *arguments: pytest.fail("was cut"))
     config = ModelConfig(pattern="M-", **FIELDS, remat="chunk")
     tokens = jax.ShapeDtypeStruct((1, 8), "int32")
     for name in ("segment_ids", "padding"):

@@ -31,6 +31,10 @@ def test_the_comparison_is_the_log_rank_test():
     assert logrank([Steps(9, True)] * 3, [Steps(9, True)] * 3) == logrank([], placebo) == 1.0
 
 
+def test_runs_that_all_met_the_threshold_at_one_step_do_not_differ():
+    assert logrank([Steps(50, False)] * 3, [Steps(50, False)] * 3) == 1.0
+
+
 def test_a_run_that_never_gets_there_is_censored_at_its_last_step():
     steps = [10, 20, 30]
     assert steps_to(steps, [0.2, 0.95, 0.4], 0.9, smaller_is_better=False) == Steps(20, False)
