@@ -112,7 +112,10 @@ class StudyConfig(Checked):
 
     name: str = "study"
     seeds: PositiveInt = 3
-    """Seeds of each arm at its chosen rate, the tuning run's own included."""
+    """Seeds of each arm at its chosen rate, those of its tuning runs included."""
+    tune_seeds: PositiveInt = 1
+    """Seeds on which each setting is tried before one is chosen by their mean; more than 1 where seeds part, as in
+    tasks that are learnt all at once or not at all."""
     baseline: str = ""
     """The arm that the others are compared with; empty: the first."""
     tune: tuple[str, ...] = ("optimizer.learning_rate",)
@@ -126,6 +129,8 @@ class StudyConfig(Checked):
     def check(self) -> None:
         if self.score not in SCORES:
             raise unknown("score", self.score, SCORES, f"{self.score!r} is not allowed")
+        if self.tune_seeds > self.seeds:
+            raise ConfigError("tune_seeds", f"{self.tune_seeds} is not allowed; at most seeds = {self.seeds}")
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,8 @@ def placement(results: Results) -> tuple[Figure, pl.DataFrame]:
 
 
 def response(results: Results) -> tuple[Figure, pl.DataFrame]:
-    """Score that rates are chosen by against the learning rate, of the tuning runs; ring: the best, red: at an edge."""
+    """Score that rates are chosen by against the learning rate, of the tuning runs; ring: the best, red: at an edge.
+    Where a rate was tried on several seeds the line is their mean, and dots are the seeds."""
     column, about = results.selection, results.about_score
     data = results.runs.filter(pl.col("stage") == "tune").select("arm", "learning_rate", "seed", "status", column)
     found = {arm: rows for arm, rows in responses(results).items() if rows[0]}
@@ -104,6 +105,9 @@ def response(results: Results) -> tuple[Figure, pl.DataFrame]:
         for arm, (rates, scores) in found.items():
             axes, look = panel[arm], styles[arm]
             _line(axes, rates, scores, look, label=arm)
+            seeds = data.filter((pl.col("arm") == arm) & pl.col(column).is_not_null())
+            if seeds.select("learning_rate", "seed").n_unique() > seeds["learning_rate"].n_unique():
+                axes.plot(seeds["learning_rate"], seeds[column], ".", color=look.colour, markersize=3, alpha=0.6)
             score = best((score for score in scores if not math.isnan(score)), about.smaller_is_better)
             if score is not None:
                 rate = rates[scores.index(score)]

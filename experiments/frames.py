@@ -26,14 +26,15 @@ def read(folder: Path) -> Results:
     problems: list[str] = []
     manifest = json_object(folder / "manifest.json", problems)
     runs, curves, slices, records = [], [], [], []
-    plan = _plan(folder)
+    tuned, confirmed = _plan(folder)
+    plan = [*tuned, *confirmed]
     for path in sorted(path for path in (folder / "trials").glob("*/") if not path.name.startswith(".")):
         run = RunFolder(path)
         try:
             record, rows = run.record, run.rows()
             if path.name not in plan and record.get("stage") == "confirm" and run.result is None:
                 continue  # of a setting that was chosen no more, before it was trained to its end
-            runs.append(_run(run, record, rows))
+            runs.append(_run(run, record, rows) | ({"stage": "tune"} if path.name in tuned else {}))
             sliced = _slices(run)
         except UNREADABLE as error:
             problems.append(f"run {path.name} is not readable ({type(error).__name__}: {error})")
@@ -178,11 +179,16 @@ def _symbols(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 # --- order ------------------------------------------------------------------------------------------------------------
 
 
-def _plan(folder: Path) -> list[str]:
-    """Ids of the runs as the study states them: those of the first stage, then those of the second."""
-    stages = [json_object(folder / f"{stage}.json", []).get("runs") for stage in ("tune", "confirm")]
-    runs = [run for stage in stages if isinstance(stage, list) for run in stage]
-    return [run["id"] for run in runs if isinstance(run, Mapping) and isinstance(run.get("id"), str)]
+def _plan(folder: Path) -> tuple[list[str], list[str]]:
+    """Ids of the runs as the study states them: those of the first stage, and those of the second. A study that grew
+    may tune by a run that its own record calls one of the second."""
+
+    def of(stage: str) -> list[str]:
+        runs = json_object(folder / f"{stage}.json", []).get("runs")
+        listed = [run.get("id") for run in runs if isinstance(run, Mapping)] if isinstance(runs, list) else []
+        return [name for name in listed if isinstance(name, str)]
+
+    return of("tune"), of("confirm")
 
 
 def _ordered(runs: pl.DataFrame, plan: Sequence[str]) -> pl.DataFrame:

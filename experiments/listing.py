@@ -12,7 +12,7 @@ from experiments import rates
 from experiments.derived import count, look_up, total_flops
 from experiments.manifest import run_folder
 from experiments.progress import align, duration
-from experiments.study import Run, Study, describe
+from experiments.study import Run, Study, describe, told
 from hybrid.accounting import parameters
 from hybrid.pattern import compact, summary
 
@@ -84,7 +84,7 @@ def _row(entry: Entry) -> tuple[str, ...]:
     model = entry.run.trial.model
     counts = summary(model.pattern, {letter: kind for letter, kind, _ in model.symbols})
     attention = f"{counts.attention} of {counts.mixers}"
-    about = entry.run.id, entry.run.arm, describe(entry.run.changed), stripe(entry.run), attention
+    about = entry.run.id, entry.run.arm, told(entry.run), stripe(entry.run), attention
     return *about, *sizes, duration(entry.seconds), status
 
 
@@ -105,18 +105,18 @@ def quantity(value: float, unit: str = "") -> str:
 
 
 def _totals(study: Study, made: Sequence[Entry], workers: int, source: str) -> str:
-    seeds = study.settings.seeds
+    more = study.settings.seeds - study.settings.tune_seeds
     tune = sum(entry.flops for entry in made)
     # An arm's tuned runs cost the same but where a tuned field changes the model: the mean stands for the chosen one.
     again = 0.0
     for arm in study.arms:
         mine = [entry.flops for entry in made if entry.run.arm == arm]
-        again += (seeds - 1) * sum(mine) / len(mine)
+        again += more * sum(mine) / len(mine)
     per_flop = made[0].seconds / made[0].flops if made else 0.0
     left = sum(entry.seconds for entry in made if entry.status not in ("done", "diverged")) + again * per_flop
     groups = len({run.group for run in study.runs})
-    runs = f"{len(made)} trials in {groups} groups, {len(study.arms)} arms; then {seeds - 1} more seeds of each arm"
-    cost = f"{quantity(tune)}FLOP and {quantity(again)}FLOP" if seeds > 1 else f"{quantity(tune)}FLOP"
+    runs = f"{len(made)} trials in {groups} groups, {len(study.arms)} arms; then {more} more seeds of each arm"
+    cost = f"{quantity(tune)}FLOP and {quantity(again)}FLOP" if more else f"{quantity(tune)}FLOP"
     time = f"about {duration(left / max(1, min(workers, groups)))} on {workers} worker{'s' * (workers > 1)}"
     return f"{runs}: {cost}, {time} ({source}; without compilation)"
 

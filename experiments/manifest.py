@@ -127,6 +127,10 @@ def create(folder: Path, run: Run, study: str) -> None:
     there.create({**about, **details})
 
 
+GROWING = ("seeds", "tune_seeds")
+"""Settings of which a study may get more."""
+
+
 def _grown(folder: Path, written: dict[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
     """What was written, with the trials that are asked for beside it; ConfigError where it is another study."""
 
@@ -137,7 +141,7 @@ def _grown(folder: Path, written: dict[str, Any], asked: Mapping[str, Any]) -> d
 
     for name, before in written["settings"].items():
         now = asked["settings"].get(name)
-        if before != now and not (name == "seeds" and now > before):
+        if before != now and not (name in GROWING and now > before):
             raise refuse(f"study.{name}", before, now)
     there, here = ({(entry["id"], entry["arm"]): entry for entry in each["trials"]} for each in (written, asked))
     gone, new = ([one[key] for key in one if key not in other] for one, other in ((there, here), (here, there)))
@@ -149,7 +153,7 @@ def _grown(folder: Path, written: dict[str, Any], asked: Mapping[str, Any]) -> d
                 raise refuse(name, before.get(name), now.get(name), of)
     if gone:
         raise refuse("the number of trials", len(there), len(here))
-    if not new and asked["settings"] == written["settings"]:
+    if not new and all(written["settings"].get(name, now) == now for name, now in asked["settings"].items()):
         return written
     return {**written, **{name: asked[name] for name in ("config", "duplicates", "trials", "settings")}}
 

@@ -113,7 +113,10 @@ class Reader:
         if result.get("validation"):
             loss = result["validation"].get("loss", loss)
         tokens = steps * trial["data"]["batch_size"] * trial["data"]["seq_len"]
-        what = describe(about["changed"]) if stage == "tune" else f"seed={about['seed']}"
+        several = trial["study"].get("tune_seeds", 1) > 1
+        words = [describe(about["changed"])] if stage == "tune" else []
+        words += [f"seed={trial['seed']}"] if stage == "confirm" or several else []
+        what = " ".join(words)
         rate = speed.get("tokens_per_second")
         return Line(
             about["id"], about["arm"], stage, what, status, step, steps, loss, rate, tokens, per_token, _spent(events)

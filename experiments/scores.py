@@ -5,8 +5,10 @@ A score stands in done.json under its split (`validation`, `test`) or slice, and
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,30 @@ def best(scores: Iterable[float], smaller_is_better: bool) -> float | None:
     return min(scores, default=None) if smaller_is_better else max(scores, default=None)
 
 
-def rank(score: float, smaller_is_better: bool, step: int | None = None, steps: int | None = None) -> tuple:
-    """A key that sorts runs of an arm, the best first.
+class End(NamedTuple):
+    """How a run ended. score: None where it diverged or failed; step, steps: its last step, and those it was given."""
 
-    A run that ended before its last step knew the task (train.stop_at), and goes before all that did not; of two such
-    runs the one that needed fewer steps, for the rest of their scores is chance. Else the score decides.
+    score: float | None
+    step: int | None = None
+    steps: int | None = None
+
+    @property
+    def early(self) -> bool:
+        """It knew the task before its last step (train.stop_at)."""
+        return self.step is not None and self.steps is not None and self.step < self.steps
+
+
+def rank(ends: Sequence[End], smaller_is_better: bool) -> tuple:
+    """A key that sorts settings of an arm, the best first; `ends`: the seeds of one, of which one has a score at least.
+
+    First those of which no seed diverged or failed. Of these, settings of which every seed knew the task before its
+    last step go before all others, the one that needed fewer steps first, for the rest of their scores is chance. Else
+    the mean score decides.
     """
-    value = score if smaller_is_better else -score
-    early = step is not None and steps is not None and step < steps
-    return (0, step, value) if early else (1, 0, value)
+    scored = [end for end in ends if end.score is not None]
+    mean = math.fsum(end.score for end in scored if end.score is not None) / len(scored)
+    value = mean if smaller_is_better else -mean
+    lost = len(ends) - len(scored)
+    if all(end.early for end in scored):
+        return lost, 0, sum(end.step or 0 for end in scored) / len(scored), value
+    return lost, 1, 0.0, value

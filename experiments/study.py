@@ -1,7 +1,8 @@
 """A study: a config and its sweep become runs with identities, arms and groups; stages follow from results. No jax.
 
-Two stages. `tune`: every point of the sweep on one seed. `confirm`: each arm again at the point that had the best
-validation score, on `study.seeds` seeds in all (the tuning run is one of them: it has the same identity).
+Two stages. `tune`: every point of the sweep on `study.tune_seeds` seeds. `confirm`: each arm again at the point that
+had the best validation score, on `study.seeds` seeds in all (the tuning runs are among them: they have the same
+identity).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from experiments.config import DataConfig, Placed, StudyConfig, Trial, trial_from
 from experiments.configfile import ConfigFile, Point, hint_of
 from experiments.identity import group_id, identity, run_id
-from experiments.scores import SCORES, rank
+from experiments.scores import SCORES, End, rank
 from hybrid.pattern import compact
 from hybrid.validation import ConfigError, nearest
 
@@ -112,11 +113,12 @@ def plan(file: ConfigFile, overrides: Sequence[tuple[str, Any]], fingerprint: Fi
     runs: dict[str, Run] = {}
     duplicates = []
     for number, point, trial in made:
-        run = _run(trial, point, settings.tune, fingerprint)
-        if run.id in runs:
-            duplicates.append(Duplicate(number, point, runs[run.id]))
-        else:
-            runs[run.id] = run
+        for n in range(settings.tune_seeds):
+            run = _run(dataclasses.replace(trial, seed=trial.seed + n), point, settings.tune, fingerprint)
+            if run.id not in runs:
+                runs[run.id] = run
+            elif n == 0:
+                duplicates.append(Duplicate(number, point, runs[run.id]))
     study = Study(settings, file.values(overrides), tuple(runs.values()), tuple(duplicates), tuple(refused))
     _check_arms(study)
     return study
@@ -172,6 +174,12 @@ def _arm(trial: Trial, point: Point, tune: Sequence[str]) -> str:
     return " ".join([compact(trial.model.sequence), *([describe(others)] if others else [])])
 
 
+def told(run: Run) -> str:
+    """What a tuning run changes, and its seed where each setting has several."""
+    several = run.trial.study.tune_seeds > 1
+    return " ".join(filter(None, (describe(run.changed), f"seed={run.trial.seed}" if several else "")))
+
+
 def describe(changed: Mapping[str, Any]) -> str:
     """`ratio=1/4 learning_rate=0.001`: last parts of the names, whole where two would look the same."""
     short = [name.split(".")[-1] for name in changed]
@@ -187,10 +195,12 @@ def show(value: Any) -> str:
 
 
 def _check_arms(study: Study) -> None:
-    """One arm is one thing to compare: its runs differ in tuned fields only, and the baseline is one of the arms."""
+    """One arm is one thing to compare: its runs differ in tuned fields and the seed only, and the baseline is one of
+    the arms."""
     first: dict[str, dict[str, Any]] = {}
+    free = (*study.settings.tune, "seed")
     for run in study.runs:
-        compared = {k: v for k, v in flat(identity(run.trial, run.fingerprint)).items() if k not in study.settings.tune}
+        compared = {k: v for k, v in flat(identity(run.trial, run.fingerprint)).items() if k not in free}
         same = first.setdefault(run.arm, compared)
         name = next((n for n in {**same, **compared} if same.get(n) != compared.get(n)), None)
         if name is not None:
@@ -217,7 +227,8 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Choice:
-    """What tuning chose for an arm: `run` None where no run of it gave a score. `scores`: run id -> score or None."""
+    """What tuning chose for an arm: `run`, the first of its setting, None where no run of the arm gave a score.
+    `scores`: run id -> score or None."""
 
     arm: str
     run: Run | None
@@ -225,7 +236,7 @@ class Choice:
 
 
 def choose(study: Study, result: Callable[[str], Mapping[str, Any] | None]) -> list[Choice]:
-    """The best run of each arm by its final score on `study.select_on`, or by how early it knew its task
+    """The best setting of each arm by its final scores on `study.select_on`, or by how early it knew its task
     (`scores.rank`); diverged and failed runs have none.
 
     `result(id)` is the done.json of a run, or None.
@@ -234,19 +245,26 @@ def choose(study: Study, result: Callable[[str], Mapping[str, Any] | None]) -> l
 
 
 def _choice(study: Study, arm: str, result: Callable[[str], Mapping[str, Any] | None]) -> Choice:
-    ends = {run.id: result(run.id) or {} for run in study.of_arm(arm)}
-    scores: dict[str, float | None] = {}
-    for name, end in ends.items():
-        done = end.get("status") == "done"
-        scores[name] = (end.get(study.settings.select_on) or {}).get(study.settings.score) if done else None
+    runs = study.of_arm(arm)
+    ends = {run.id: _end(study, run, result(run.id) or {}) for run in runs}
+    settings: dict[str, list[Run]] = {}
+    for run in runs:
+        settings.setdefault(_setting(run), []).append(run)
     down = SCORES[study.settings.score].smaller_is_better
+    scored = [seeds for seeds in settings.values() if any(ends[run.id].score is not None for run in seeds)]
+    best = min(scored, key=lambda seeds: rank([ends[run.id] for run in seeds], down), default=[None])
+    return Choice(arm, best[0], {name: end.score for name, end in ends.items()})  # the first of equals
 
-    def order(run: Run) -> tuple:
-        return rank(scores[run.id] or 0.0, down, ends[run.id].get("step"), run.trial.train.steps)
 
-    scored = [run for run in study.of_arm(arm) if scores[run.id] is not None]
-    best = min(scored, key=order) if scored else None  # the first of equals
-    return Choice(arm, best, scores)
+def _setting(run: Run) -> str:
+    """What a run shares with those of other seeds: the identity that it would have on seed 0."""
+    return run_id(dataclasses.replace(run.trial, seed=0), run.fingerprint)
+
+
+def _end(study: Study, run: Run, result: Mapping[str, Any]) -> End:
+    done = result.get("status") == "done"
+    score = (result.get(study.settings.select_on) or {}).get(study.settings.score) if done else None
+    return End(score, result.get("step"), run.trial.train.steps)
 
 
 def confirm(study: Study, choices: Iterable[Choice]) -> list[Run]:

@@ -9,7 +9,7 @@ import polars as pl
 
 from experiments import responses as learning_rates
 from experiments import statistics, survival
-from experiments.scores import best, rank
+from experiments.scores import End, best, rank
 from hybrid.validation import unknown
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ TABLE: dict[str, Any] = {
     "setting": pl.String,  # chosen on Results.select_on
     "learning_rate": pl.Float64,
     "edge": pl.String,  # low | high | both: the chosen rate is at that edge of its grid
-    "validation": pl.Float64,  # of the chosen setting in the tuning stage (on the split that it was chosen on)
+    "validation": pl.Float64,  # mean of the chosen setting's tuning runs (on the split that it was chosen on)
     "n": pl.Int64,  # seeds with a test score
     "lost": pl.Int64,  # seeds at the chosen setting that diverged: in no mean
     "test": pl.Float64,
@@ -62,23 +62,28 @@ def check_baseline(results: Results, baseline: str) -> str:
 
 
 def chosen(results: Results) -> dict[str, str]:
-    """Arm -> the setting whose tuning run is the best (`scores.rank`) on the split of selection."""
-    return {arm: run["setting"] for arm, run in _tuned(results).items()}
+    """Arm -> the setting whose tuning runs are the best (`scores.rank`) on the split of selection."""
+    return {arm: runs[0]["setting"] for arm, runs in _tuned(results).items()}
 
 
-def _tuned(results: Results) -> dict[str, dict]:
-    """Arm -> its best tuning run."""
+def _tuned(results: Results) -> dict[str, list[dict]]:
+    """Arm -> the tuning runs of its best setting, those that have not ended left out; one of them has a score."""
     score, down = results.selection, results.about_score.smaller_is_better
-    found: dict[str, dict] = {}
-    for run in results.runs.filter((pl.col("stage") == "tune") & pl.col(score).is_not_null()).iter_rows(named=True):
-        other = found.get(run["arm"])
-        if other is None or _rank(run, score, down) < _rank(other, score, down):
-            found[run["arm"]] = run
-    return found
+    settings: dict[tuple[str, str], list[dict]] = {}
+    for run in results.runs.filter(pl.col("stage") == "tune").iter_rows(named=True):
+        if run[score] is not None or run["status"] in LOST:
+            settings.setdefault((run["arm"], run["setting"]), []).append(run)
+    best: dict[str, tuple] = {}
+    for (arm, _), runs in settings.items():
+        if any(run[score] is not None for run in runs):
+            at = rank([End(run[score], run["step"], run["steps"]) for run in runs], down)
+            if arm not in best or at < best[arm][0]:
+                best[arm] = at, runs
+    return {arm: runs for arm, (_, runs) in best.items()}
 
 
-def _rank(run: dict, score: str, smaller_is_better: bool) -> tuple:
-    return rank(run[score], smaller_is_better, run["step"], run["steps"])
+LOST = ("diverged", "failed")
+"""How runs end that have no score."""
 
 
 def confirmed(results: Results) -> pl.DataFrame:
@@ -88,16 +93,17 @@ def confirmed(results: Results) -> pl.DataFrame:
 
 
 def responses(results: Results) -> dict[str, tuple[list[float], list[float]]]:
-    """Arm -> (learning rates, scores of the tuning runs to choose by; nan where diverged), sorted by rate.
+    """Arm -> (learning rates, scores to choose by: the mean over tuning seeds, nan where one diverged), by rate.
 
-    Where more than the learning rate is tuned, a rate has the best score of its runs.
+    Where more than the learning rate is tuned, a rate has the best score of its settings.
     """
     score, down = results.selection, not results.about_score.smaller_is_better
     tuned = results.runs.filter((pl.col("stage") == "tune") & pl.col("status").is_in(["done", "diverged"]))
+    of_all = pl.when(pl.col(score).is_null().any()).then(None).otherwise(pl.col(score).mean()).alias(score)
     found = {}
     for arm in results.arms:
-        rows = tuned.filter(pl.col("arm") == arm)
-        rows = rows.sort("learning_rate", score, descending=[False, down], nulls_last=True)
+        settings = tuned.filter(pl.col("arm") == arm).group_by("learning_rate", "setting").agg(of_all)
+        rows = settings.sort("learning_rate", score, descending=[False, down], nulls_last=True)
         first = rows.unique("learning_rate", keep="first", maintain_order=True)
         found[arm] = (first["learning_rate"].to_list(), [_number(value) for value in first[score].to_list()])
     return found
@@ -109,7 +115,7 @@ def windows(results: Results) -> dict[str, learning_rates.Response]:
     for arm, (rates, scores) in responses(results).items():
         top = best((score for score in scores if math.isfinite(score)), about.smaller_is_better)
         if top is not None:
-            limit, rate = learning_rates.tolerance(top, about), tuned[arm]["learning_rate"]
+            limit, rate = learning_rates.tolerance(top, about), tuned[arm][0]["learning_rate"]
             found[arm] = learning_rates.response(rates, scores, limit, about.smaller_is_better, rate)
     return found
 
@@ -183,7 +189,7 @@ def _about(runs: pl.DataFrame, setting: str | None, results: Results) -> dict[st
         **runs.row(0, named=True),
         "setting": setting,
         "learning_rate": picked["learning_rate"][0] if len(picked) else None,
-        "validation": best(picked[results.selection].drop_nulls(), results.about_score.smaller_is_better),
+        "validation": picked[results.selection].mean(),
         "runs": len(runs),
         "diverged": int((runs["status"] == "diverged").sum()),
         "failed": int((runs["status"] == "failed").sum()),

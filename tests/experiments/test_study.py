@@ -7,7 +7,10 @@ import pytest
 
 from experiments import manifest
 from experiments.configfile import ConfigFile
-from experiments.study import choose, confirm, plan
+from experiments.results import load
+from experiments.scores import End, rank
+from experiments.study import choose, confirm, plan, told
+from experiments.verdicts import chosen, responses
 from hybrid.validation import ConfigError
 from tests.experiments.studies import PATTERN
 
@@ -114,6 +117,39 @@ def test_of_two_that_knew_the_task_the_faster_is_chosen_and_both_before_one_that
     results = {a: result(0.01) | {"step": steps - 1}, b: result(0.02) | {"step": steps - 2},
                c: result(0.001) | {"step": steps}, d: result(0.01) | {"step": steps - 1}}  # fmt: skip
     assert [choice.run.id for choice in choose(study, results.get)] == [b, d]
+
+
+def test_a_setting_tried_on_several_seeds_is_chosen_by_their_mean_and_confirmed_on_the_others(workshop):
+    study = planned(workshop, lines="c.study.tune_seeds = 2; c.study.seeds = 3")
+    assert [run.trial.seed for run in study.runs] == [0, 1] * 4 and len({run.group for run in study.runs}) == 2
+    assert {told(run).split()[-1] for run in study.runs} == {"seed=0", "seed=1"}
+    low, low_again, high, high_again, *others = (run.id for run in study.runs)
+    results = {low: result(1.0), low_again: result(3.0), high: result(1.6), high_again: result(1.8)}
+    first, second = choose(study, {**results, **dict.fromkeys(others, result(2.0))}.get)
+    assert first.run.id == high and len(first.scores) == 4, "the best single run is at the other rate"
+    assert [(run.trial.seed, run.trial.optimizer.learning_rate) for run in confirm(study, [first])] == [(2, 3e-3)]
+    assert second.run.id == others[0]
+
+
+@pytest.mark.parametrize("lost", [result(status="diverged"), None])
+def test_a_setting_that_lost_a_seed_goes_behind_those_that_lost_none(workshop, lost):
+    study = planned(workshop, lines="c.study.tune_seeds = 2")
+    low, low_again, high, high_again, *_ = (run.id for run in study.runs)
+    results = {low: result(1.0), low_again: lost, high: result(4.0), high_again: result(4.0)}
+    assert choose(study, results.get)[0].run.id == high
+    assert choose(study, {low: result(1.0), high: None}.get)[0].run.id == low
+
+
+def test_settings_of_which_every_seed_knew_the_task_go_first():
+    sure, fast, unsure = [End(0.99, 90, 100)] * 2, [End(0.99, 40, 100)] * 2, [End(1.0, 10, 100), End(0.6, 100, 100)]
+    better = [End(0.9, 100, 100)] * 2
+    order = sorted([unsure, sure, better, fast], key=lambda ends: rank(ends, smaller_is_better=False))
+    assert order == [fast, sure, better, unsure]
+
+
+def test_more_tuning_seeds_than_seeds_are_refused(workshop):
+    with pytest.raises(ConfigError, match=r"tune_seeds.*3.*at most seeds = 2"):
+        planned(workshop, lines="c.study.tune_seeds = 3")
 
 
 # --- frozen -----------------------------------------------------------------------------------------------------------
@@ -225,6 +261,36 @@ def test_a_study_grows_by_seeds_and_keeps_those_that_it_has(workshop):
     many = manifest.freeze_confirm(workshop.workdir, grown, warnings.append)
     assert len(warnings) == 1, "no rate was chosen again"
     assert len(few) == 2 and len(many) == 6 and {run.id for run in few} < {run.id for run in many}
+
+
+def test_a_study_grows_by_tuning_seeds_of_which_it_may_have_some(workshop):
+    """Runs that confirmed a rate become tuning runs of it, and the choice is made of all."""
+    study, _ = freeze(workshop, planned(workshop))
+    for run in study.runs:
+        manifest.run_folder(workshop.workdir, run.id).finish(result(2.0))
+    few = manifest.freeze_confirm(workshop.workdir, study, lambda text: None)
+    for run in few:
+        manifest.run_folder(workshop.workdir, run.id).finish(result(4.0))
+    grown, warnings = freeze(workshop, planned(workshop, lines="c.study.tune_seeds = 2"))
+    assert len(warnings) == 1 and warnings[0].endswith("grows: 8 trials instead of 4")
+    assert {run.id for run in few} < {run.id for run in grown.runs}
+    for run in grown.runs:
+        folder = manifest.run_folder(workshop.workdir, run.id)
+        if folder.result is None:
+            folder.finish(result(2.0))
+    assert manifest.freeze_confirm(workshop.workdir, grown, lambda text: None) == [], "no third seed was asked for"
+    found = load(workshop.workdir)
+    assert set(found.runs["stage"]) == {"tune"}
+    assert chosen(found) == {run.arm: "learning_rate=0.003" for run in grown.runs}, "by the mean of both seeds"
+    assert responses(found)[grown.arms[0]] == ([1e-3, 3e-3], [3.0, 2.0])
+
+
+def test_a_folder_from_before_a_setting_was_there_is_the_same_study(workshop):
+    freeze(workshop, planned(workshop))
+    written = json.loads((workshop.workdir / "manifest.json").read_text())
+    del written["settings"]["tune_seeds"]
+    (workshop.workdir / "manifest.json").write_text(json.dumps(written))
+    assert freeze(workshop, planned(workshop))[1] == []
 
 
 def test_changed_versions_are_flagged_once_and_change_no_identity(workshop, monkeypatch):
