@@ -80,8 +80,10 @@ def _inside(suite: str, only: str | None, result: str) -> int:
         return 2
     rows = []
     for name in [only] if only else functions:
+        begun = time.monotonic()
         found = list(functions[name]())
-        Console(width=None if sys.stdout.isatty() else 200).print(table(f"{suite}: {name}", found))
+        title = f"{suite}: {name}, {time.monotonic() - begun:.0f} s"
+        Console(width=None if sys.stdout.isatty() else 200).print(table(title, found))
         rows += [{"function": name, **row.record()} for row in found]
     Path(result).write_text(json.dumps(rows))
     return 0
