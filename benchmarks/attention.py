@@ -58,7 +58,7 @@ def causal() -> Iterator[Row]:
     for name, (to_jax, to_torch, products) in bars.items():
         work = f"causal attention, L {LENGTH}, {HEADS} x {HEAD_DIM}, {name}"
         run = _runner(ours[name], arrays)
-        times = paired({"ours": run, "naive": _runner(naive[name], arrays)}, 3, pause=1.0, again=True)
+        times = paired({"ours": run, "naive": _runner(naive[name], arrays)}, 3, pause=1.0, again=("ours",))
         yield faster(work, "jax.nn.dot_product_attention", times["ours"], times["naive"], to_jax)
         times = paired({"ours": run, **({"torch": torch[name]} if torch else {})}, 7)
         if torch:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -51,15 +51,20 @@ def spread(values: list[float]) -> Ratio:
 
 
 def paired(
-    work: Mapping[str, Callable[[], object]], rounds: int, *, warm: int = 1, pause: float = 0.02, again: bool = False
+    work: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    warm: int = 1,
+    pause: float = 0.02,
+    again: Collection[str] = (),
 ) -> dict[str, Times]:
     """Seconds of each piece, after `warm` rounds that are not timed: programs are compiled in them, and the heap finds
     room for the arrays of all. A piece must end when its work has ended.
 
     pause: seconds of rest before each, in which the threads of the piece before it go to sleep; after one of gigabytes
     its memory goes back to the kernel in it, which takes a tenth of a second for each.
-    again: each piece runs once more, untimed, before its time is taken, because what the piece before it gave back to
-    the kernel would have to be mapped anew.
+    again: pieces that run once more, untimed, before their time is taken: what the piece of gigabytes before them gave
+    back to the kernel would have to be mapped anew.
     """
     times = {name: Times() for name in work}
     for _ in range(warm):
@@ -68,7 +73,7 @@ def paired(
     for _ in range(rounds):
         for name, run in work.items():
             time.sleep(pause)
-            if again:
+            if name in again:
                 run()
             before = _threads()
             wall, cpu = time.perf_counter(), time.process_time()

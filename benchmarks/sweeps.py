@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import peers, peers_sweeps
+from benchmarks import machine, peers, peers_sweeps
 from benchmarks.history import ROOT
 from benchmarks.measure import paired, spread
-from benchmarks.rows import Row, faster
+from benchmarks.rows import Row, faster, of_limit
 from experiments.environment import threads
 
 ENVIRONMENT: dict[str, str] = {"NPROC": "2"}
@@ -248,6 +248,28 @@ def recall() -> Iterator[Row]:
         yield Row(work, f"{against}, in a process of its own", theirs / ours, "x as fast", ">= 10", **clocks, note=note)
 
 
+def products() -> Iterator[Row]:
+    """What the steps of the recall cell are made of, beside the rate of large products."""
+    import jax
+    import jax.numpy as jnp
+
+    batch, length, width = peers_sweeps.BATCH, peers_sweeps.LENGTH, peers_sweeps.WIDTH
+    rows, matrix = jnp.ones((batch * length, width)), jnp.ones((width, width))
+    queries = jnp.ones((batch, length, width))
+    sizes = f"{length} x {width} by {width} x {length}"
+    shapes: dict[str, tuple[Any, Any, str]] = {
+        f"a product of {batch * length} x {width} by {width} x {width}: a projection": (rows, matrix, "rd,de->re"),
+        f"{batch} products of {sizes}: the scores": (queries, queries, "bqd,bkd->bqk"),
+    }
+    works = {}
+    for work, (left, right, product) in shapes.items():
+        program = jax.jit(lambda x, y, product=product: jnp.einsum(product, x, y)).lower(left, right).compile()
+        works[work] = lambda program=program, x=left, y=right: jax.block_until_ready(program(x, y))
+    flops = 2 * batch * length * width * np.array([width, length])
+    for (work, times), each in zip(paired(works, rounds=31, warm=3).items(), flops, strict=True):
+        yield of_limit(f"recall cell, {work}", "its FLOPs over the matmul rate", times, each / machine.matmul_rate())
+
+
 def _timed(command: list[str]) -> tuple[float, str]:
     """Seconds of a process that finds an empty cache, and what it printed."""
     with tempfile.TemporaryDirectory() as folder:
@@ -331,7 +353,7 @@ def column(symbol: str, steps: int) -> Mapping[str, Any]:
     return {"programs": len(programs)}
 
 
-FUNCTIONS = {"start": start, "loop": loop, "workers": workers, "recall": recall}
+FUNCTIONS = {"start": start, "loop": loop, "workers": workers, "products": products, "recall": recall}
 
 if __name__ == "__main__":
     print(json.dumps(column(sys.argv[1], int(sys.argv[2]))))
