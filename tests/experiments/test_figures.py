@@ -178,6 +178,16 @@ def test_best_rates_inside_the_grid_are_no_alarm(tmp_path):
     assert ALARM not in {line.get_markeredgecolor() for line in figure.axes[0].get_lines()}
 
 
+def test_a_rate_tried_on_several_seeds_is_their_mean_and_each_of_them(tmp_path):
+    scores = {1e-3: (2.0, 4.0), 3e-3: (2.5, 2.7), 1e-2: (2.9, 3.1)}
+    runs = [Run("mamba", seed, rate, validation=each[seed]) for rate, each in scores.items() for seed in (0, 1)]
+    figure, data = figures.response(load(fake_study.write(tmp_path / "s", runs)))
+    line, dots, ring = figure.axes[0].get_lines()
+    assert list(line.get_ydata()) == pytest.approx([3.0, 2.6, 3.0])
+    assert sorted(dots.get_ydata()) == pytest.approx(sorted(itertools.chain(*scores.values())))
+    assert list(ring.get_xdata()) == [3e-3] and len(data) == 6
+
+
 # --- curves -----------------------------------------------------------------------------------------------------------
 
 
