@@ -24,6 +24,7 @@ IMAGES = ROOT / "docs" / "images"
 FIGURES = (
     ("quickstart", "verdicts", "quickstart.png"),
     ("sharp_four", "response", "sharp_four.png"),
+    ("zoology_mqar", "state", "zoology_mqar.png"),
     ("recall_ratio", "placement", "recall_ratio.png"),
     ("recall_depth", "curves", "recall_depth.png"),
     ("recall_placement", "curves", "recall_placement.png"),

@@ -125,6 +125,7 @@ CLAIMS = (
         scales={
             "cpu": Scale(
                 "configs/claims/zoology_mqar.py",
+                minutes=30,
                 reduced="vocabulary 64 instead of 8192, 20,000 rows instead of 100,000, 8 epochs instead of 64, "
                 "two rates instead of four, batch 64",
             ),
