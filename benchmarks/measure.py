@@ -63,8 +63,8 @@ def paired(
 
     pause: seconds of rest before each, in which the threads of the piece before it go to sleep; after one of gigabytes
     its memory goes back to the kernel in it, which takes a tenth of a second for each.
-    again: pieces that run once more, untimed, before their time is taken: what the piece of gigabytes before them gave
-    back to the kernel would have to be mapped anew.
+    again: pieces that run once more, untimed, before their time is taken: what the piece before them gave back to the
+    kernel would have to be mapped anew, and what it pushed out of the cache read again.
     """
     times = {name: Times() for name in work}
     for _ in range(warm):
