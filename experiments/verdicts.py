@@ -110,12 +110,13 @@ def responses(results: Results) -> dict[str, tuple[list[float], list[float]]]:
 
 
 def windows(results: Results) -> dict[str, learning_rates.Response]:
-    """Arm -> its best rate and the window of good ones (`responses.tolerance`); arms without scores are left out."""
+    """Arm -> its best rate and the window of good ones (`responses.tolerance`); arms without one are left out."""
     found, about, tuned = {}, results.about_score, _tuned(results)
     for arm, (rates, scores) in responses(results).items():
         top = best((score for score in scores if math.isfinite(score)), about.smaller_is_better)
-        if top is not None:
-            limit, rate = learning_rates.tolerance(top, about), tuned[arm][0]["learning_rate"]
+        rate = tuned[arm][0]["learning_rate"] if arm in tuned else None
+        if top is not None and rate is not None and math.isfinite(scores[rates.index(rate)]):
+            limit = learning_rates.tolerance(top, about)
             found[arm] = learning_rates.response(rates, scores, limit, about.smaller_is_better, rate)
     return found
 
