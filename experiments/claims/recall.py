@@ -190,7 +190,7 @@ CLAIMS = (
         judge=few_shot,
         scales={
             "cpu": Scale(
-                "configs/claims/few_shot.py", minutes=22, reduced="8 mixers of width 64 on a synthetic task, not 1.3 B"
+                "configs/claims/few_shot.py", minutes=32, reduced="8 mixers of width 64 on a synthetic task, not 1.3 B"
             )
         },
         full_cost="three models of 1.3 B parameters, 250 B tokens each",
