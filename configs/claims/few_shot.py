@@ -46,7 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def sweep() -> list[dict]:
-    """Mamba, one attention layer in eight and in four, attention; two learning rates on two seeds, a third of the best."""
+    """Mamba, one attention layer in eight and in four, attention; two rates on two seeds, a third of the best."""
     arms = chain(
         point({"arm": "mamba", "model.count": 0}),
         point({"arm": "1:7", "model.count": 1}),
