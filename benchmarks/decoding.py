@@ -30,7 +30,7 @@ PATTERNS = {
     "hybrid 1:7": "M-" * 4 + "A-" + "M-" * 3,
     "hybrid 1:3": "M-" * 2 + "A-" + "M-" * 3 + "A-" + "M-",
 }
-CONTEXTS = (64, 256, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+CONTEXTS = (64, 256, 1024, 4096, 16384, 65536, 131072)
 MOST_BYTES = 2.2 * 2**30
 """Of one state; a curve stops where it would need more."""
 BUDGET = 2**30

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -216,11 +216,16 @@ ALONE = (
     "as people run it: in the process of the row above, glibc keeps freed memory because our commands ask it to, which"
     " spares torch's step the mapping of its arrays too"
 )
-STEPS = 400
+STEPS = 500
 """Of each of the four rates."""
 
 THEIRS = 10
 """Steps of each rate that theirs takes; the others would cost the median of these."""
+
+COLUMN = (
+    "ours: experiments.sweep with its two workers of one thread and all that it writes; theirs: one process of two"
+    f" threads, start and {THEIRS} steps a rate, and the others at the median of these; the clock's time alone"
+)
 
 
 def recall() -> Iterator[Row]:
@@ -232,7 +237,6 @@ def recall() -> Iterator[Row]:
         work, against = f"training step, {name}: {CELL}", f"dense {name} in torch, eager, {threads()} threads"
         times = paired({"ours": _recall_step(symbol), "theirs": peers_sweeps.stepper(name)}, rounds=11, warm=2)
         yield faster(work, against, times["ours"], times["theirs"], bar=">= 10", note=PUBLISHED)
-        ours, _ = _timed([sys.executable, "-m", "benchmarks.sweeps", symbol, str(STEPS)])
         begun, said = _timed([sys.executable, "-m", "benchmarks.peers_sweeps", name, str(THEIRS)])
         a_step = spread(json.loads(said))
         alone: dict[str, Any] = {"ours": times["ours"].ms(), "theirs": _clock(a_step.median)}
@@ -241,9 +245,10 @@ def recall() -> Iterator[Row]:
             work, f"{against}, in a process of its own", a_step.median / mine, "x as fast", ">= 10",
             a_step.low / mine, a_step.high / mine, **alone, note=ALONE,
         )  # fmt: skip
+        ours = _column(symbol)
         theirs = begun + rates * (STEPS - THEIRS) * a_step.median
         clocks: dict[str, Any] = {"ours": _clock(ours), "theirs": _clock(theirs)}
-        note = f"theirs: start and {THEIRS} steps a rate, and the others at the median of these; the clock's time alone"
+        note = COLUMN
         work = f"{rates} rates of {STEPS} steps, with start and compilation from an empty cache, {name}: {CELL}"
         yield Row(work, f"{against}, in a process of its own", theirs / ours, "x as fast", ">= 10", **clocks, note=note)
 
@@ -270,6 +275,20 @@ def products() -> Iterator[Row]:
         yield of_limit(f"recall cell, {work}", "its FLOPs over the matmul rate", times, each / machine.matmul_rate())
 
 
+def _column(symbol: str) -> float:
+    """Seconds of the command that trains the cell at all rates."""
+    study = (
+        "import ml_collections\n\nfrom experiments.grid import axis\n\n\n"
+        f"def get_config():\n    return ml_collections.ConfigDict({_cell(symbol)!r})\n\n\n"
+        f"def sweep():\n    return axis('optimizer.learning_rate', {list(peers_sweeps.RATES)!r})\n"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "recall.py"
+        config.write_text(study)
+        sweep = [sys.executable, "-m", "experiments.sweep", f"--config={config}", f"--workdir={folder}/runs"]
+        return _timed([*sweep, "--workers=2", "--report=false", "--stage=tune"])[0]
+
+
 def _timed(command: list[str]) -> tuple[float, str]:
     """Seconds of a process that finds an empty cache, and what it printed."""
     with tempfile.TemporaryDirectory() as folder:
@@ -278,52 +297,32 @@ def _timed(command: list[str]) -> tuple[float, str]:
         return time.perf_counter() - begun, said
 
 
-class Recall:
-    """The cell's data, as training asks for them."""
-
-    fingerprint = "recall"
-    token_bytes = np.zeros(peers_sweeps.VOCABULARY, np.int32)
-
-    def __init__(self, seed: int):
-        self.seed = seed
-
-    def batch(self, step: int, shard: tuple[int, int] = (0, 1)) -> dict[str, np.ndarray]:
-        return peers_sweeps.recall(self.seed, step)
-
-    def batches(self, start_step: int = 0) -> Any:
-        from experiments.data import Batches
-
-        return Batches(self, start_step, (0, 1), 2)  # type: ignore[arg-type]
-
-    def evaluation(self, split: str) -> list[dict[str, np.ndarray]]:
-        return [peers_sweeps.recall(1 + len(split), step) for step in range(2)]
-
-
-def recall_trial(symbol: str, rate: float = 1e-3, steps: int = STEPS) -> Any:
-    from experiments.config import trial_from
-
-    sizes = {"vocab_size": peers_sweeps.VOCABULARY, "d_model": peers_sweeps.WIDTH, "tie_embeddings": True}
-    kind = {"n_heads": 1, "positions": "learned", "max_length": peers_sweeps.LENGTH} if symbol == "A" else {}
-    return trial_from(
-        {
-            "model": {"pattern": symbol * peers_sweeps.LAYERS, "dropout": 0.1, **sizes, **kind},
-            "data": {"source": "stdlib", "seq_len": peers_sweeps.LENGTH, "batch_size": peers_sweeps.BATCH},
-            "optimizer": {"learning_rate": rate, "weight_decay": 0.1, "clip_norm": None},
-            "train": {"steps": steps, "log_every": 100},
-            "evaluate": {"every": steps},
-            "checkpoint": {"every": steps},
-            "tracking": {"mode": "off"},
-            "arm": symbol,
-        }
-    )
+def _cell(symbol: str) -> dict[str, Any]:
+    """The cell's config; our own task, made on the device inside of the step, as a study has it."""
+    length, vocabulary = peers_sweeps.LENGTH, peers_sweeps.VOCABULARY
+    sizes = {"vocab_size": vocabulary, "d_model": peers_sweeps.WIDTH, "tie_embeddings": True}
+    kind = {"n_heads": 1, "positions": "learned", "max_length": length} if symbol == "A" else {}
+    task = {"vocab_size": vocabulary, "num_kv_pairs": peers_sweeps.PAIRS, "fillers": "random"}
+    return {
+        "model": {"pattern": symbol * peers_sweeps.LAYERS, "dropout": 0.1, **sizes, **kind},
+        "data": {"source": "mqar", "seq_len": length, "batch_size": peers_sweeps.BATCH, "task": task},
+        "optimizer": {"learning_rate": 1e-3, "weight_decay": 0.1, "clip_norm": None},
+        "train": {"steps": STEPS, "log_every": 100},
+        "evaluate": {"every": STEPS},
+        "checkpoint": {"every": STEPS},
+        "tracking": {"mode": "off"},
+        "study": {"name": "recall", "seeds": 1, "score": "accuracy"},
+        "arm": symbol,
+    }
 
 
 def _recall_step(symbol: str) -> Callable[[], Any]:
     import jax
 
+    from experiments.config import trial_from
     from experiments.step import Program
 
-    trial = recall_trial(symbol)
+    trial = trial_from(_cell(symbol))
     program, at = Program(trial), iter(range(10**9))
     values = program.values(trial)
     state = program.init(values)
@@ -336,24 +335,4 @@ def _recall_step(symbol: str) -> Callable[[], Any]:
     return step
 
 
-def column(symbol: str, steps: int) -> Mapping[str, Any]:
-    """What the process of a column does: four runs, one after another, as a worker trains them."""
-    from experiments.environment import prepare
-
-    prepare()
-    from experiments.loop import train
-
-    programs: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for rate in peers_sweeps.RATES:
-            trial = recall_trial(symbol, rate, steps)
-            run = _run_folder(trial, Path(folder) / f"{rate}")
-            with run.claim():
-                train(trial, run, programs, data=Recall(0))
-    return {"programs": len(programs)}
-
-
 FUNCTIONS = {"start": start, "loop": loop, "workers": workers, "products": products, "recall": recall}
-
-if __name__ == "__main__":
-    print(json.dumps(column(sys.argv[1], int(sys.argv[2]))))

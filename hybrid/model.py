@@ -14,8 +14,8 @@ from hybrid.config import ModelConfig
 from hybrid.layout import arrange, per_layer, stack_segments
 from hybrid.lazy import struct
 from hybrid.norms import norm
-from hybrid.ops.few_rows import few, few_rows_transposed
 from hybrid.ops.linear import linear
+from hybrid.ops.tied import tied
 from hybrid.positions import documents, in_document, sinusoids
 from hybrid.sharding import constrain
 from hybrid.stack import Params, add_after, drop, merge, norm_before, run_segment
@@ -184,11 +184,10 @@ def logits(config: ModelConfig, params: Params, hidden: Float[Array, "... D"]) -
         head = params["head"]
         hidden = jax.nn.gelu(linear(hidden, head["transform"], head["transform_bias"]), approximate=False)
         hidden = norm(head["norm"], hidden, config.norm_eps)
-    table = params["embedding"]["tokens"]
-    if config.tie_embeddings and few(hidden):
-        out = few_rows_transposed(hidden, table.astype(hidden.dtype))
+    if config.tie_embeddings:
+        out = tied(hidden, params["embedding"]["tokens"])
     else:
-        out = linear(hidden, table.T if config.tie_embeddings else params["head"]["kernel"])
+        out = linear(hidden, params["head"]["kernel"])
     out = out.astype(jnp.promote_types(out.dtype, jnp.float32)) * config.logit_scale
     if config.head_bias:
         out = out + params["head"]["bias"].astype(out.dtype)

@@ -11,7 +11,7 @@ import math
 
 import jax
 
-from hybrid.ops.forms import accumulator, by_platform
+from hybrid.ops.forms import by_platform
 
 FEW = 4
 """Rows up to which this form is the faster one: each row reads the weight for itself, after the first from a cache."""
@@ -54,13 +54,3 @@ def few_rows(x: jax.Array, weight: jax.Array) -> jax.Array:
         return sum((each[i] for i in range(1, count)), each[0])
 
     return jax.lax.concatenate([product(x[row : row + 1]) for row in range(rows)], 0)
-
-
-def few_rows_transposed(x: jax.Array, table: jax.Array) -> jax.Array:
-    """x (..., d) @ table.T for a table (n, d) of the same dtype, as in a head tied to the embedding.
-
-    The last axes are contracted as they lie: of `x @ table.T` XLA's CPU backend makes a transposed copy of
-    the table at every step of a loop.
-    """
-    axes = (((x.ndim - 1,), (1,)), ((), ()))
-    return jax.lax.dot_general(x, table, axes, preferred_element_type=accumulator(x, table)).astype(x.dtype)

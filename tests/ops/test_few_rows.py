@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hybrid.ops import few_rows as module
-from hybrid.ops.few_rows import FEW, few_rows, few_rows_transposed, parts
+from hybrid.ops.few_rows import FEW, few_rows, parts
 from hybrid.ops.linear import linear
 
 
@@ -43,12 +43,3 @@ def test_linear_takes_it_for_one_token_and_not_for_many():
 
     assert products(1) == [((0,), (0,))]  # one product of two parts
     assert products(FEW + 1) == [((), ())]
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 6), (3, 6)])
-def test_a_table_is_read_as_it_lies(x64, shape):
-    generator = np.random.default_rng(0)
-    x, table = (jnp.asarray(generator.normal(size=size)) for size in (shape, (9, 6)))
-    np.testing.assert_allclose(few_rows_transposed(x, table), x @ table.T, atol=1e-12)
-    jaxpr = jax.make_jaxpr(few_rows_transposed)(x, table)
-    assert "transpose" not in str(jaxpr)
