@@ -23,14 +23,14 @@ def get_config() -> ml_collections.ConfigDict:
             "data": {"source": "selective-copying", "seq_len": 64, "batch_size": 32, "task": {"data_tokens": 4}},
             "optimizer": {"learning_rate": 3e-3},
             "train": {"steps": 1500, "stop_at": 0.995},
-            "study": {"name": "selective_copying", "seeds": 3, "baseline": "none selective"},
+            "study": {"name": "selective_copying", "seeds": 5, "tune_seeds": 2, "baseline": "none selective"},
             "seed": 0,
         }
     )
 
 
 def sweep() -> list[dict]:
-    """Mamba with each of its three selections, Hyena; two learning rates, three seeds of the best."""
+    """Mamba with each of its three selections, Hyena; two learning rates on two seeds each, five seeds of the better."""
     kinds = {"all selective": "dt,B,C", "none selective": "none", "dt": "dt", "B": "B", "C": "C"}
     mamba = [point({"arm": name, "model.mamba.selective": what}) for name, what in kinds.items()]
     arms = chain(*mamba, point({"arm": "hyena", "model.pattern": "HH"}))
