@@ -171,7 +171,7 @@ def workers() -> Iterator[Row]:
     """A study of two arms at two rates by one single-threaded worker and by two, each from an empty cache."""
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "study.py"
-        config.write_text(_study((ROOT / QUICKSTART).read_text(), steps=330))
+        config.write_text(_study((ROOT / QUICKSTART).read_text(), steps=450))
         seconds = {}
         for count in (1, 2):
             command = [sys.executable, "-m", "experiments.sweep", f"--config={config}", f"--workdir={folder}/{count}"]
@@ -180,7 +180,7 @@ def workers() -> Iterator[Row]:
             _run([*command, f"--workers={count}", "--report=false", "--stage=tune"], **given)
             seconds[count] = time.perf_counter() - begun
         clocks: dict[str, Any] = {"ours": _clock(seconds[2]), "theirs": _clock(seconds[1])}
-        work = "a study of 2 arms at 2 rates, 330 steps, empty cache: two workers of one thread"
+        work = "a study of 2 arms at 2 rates, 450 steps, empty cache: two workers of one thread"
         note = "one round; the clock's time alone"
         yield Row(work, "one worker of one thread", seconds[1] / seconds[2], "x as fast", ">= 1.7", **clocks, note=note)
 
@@ -216,7 +216,7 @@ ALONE = (
     "as people run it: in the process of the row above, glibc keeps freed memory because our commands ask it to, which"
     " spares torch's step the mapping of its arrays too"
 )
-STEPS = 500
+STEPS = 800
 """Of each of the four rates."""
 
 THEIRS = 10
