@@ -214,7 +214,7 @@ CLAIMS = (
         judge=copying,
         scales={
             "cpu": Scale(
-                "configs/claims/selective_copying.py", minutes=12,
+                "configs/claims/selective_copying.py", minutes=15,
                 reduced="4 of 60 tokens instead of 16 of 4096, 1,500 steps instead of 400,000",
             ),
             "gpu": Scale(
