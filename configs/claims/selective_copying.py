@@ -30,7 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def sweep() -> list[dict]:
-    """Mamba with each of its three selections, Hyena; two learning rates on two seeds each, five seeds of the better."""
+    """Mamba with each of its three selections, Hyena; two rates on two seeds each, five seeds of the better."""
     kinds = {"all selective": "dt,B,C", "none selective": "none", "dt": "dt", "B": "B", "C": "C"}
     mamba = [point({"arm": name, "model.mamba.selective": what}) for name, what in kinds.items()]
     arms = chain(*mamba, point({"arm": "hyena", "model.pattern": "HH"}))
