@@ -248,9 +248,10 @@ def recall() -> Iterator[Row]:
         ours = _column(symbol)
         theirs = begun + rates * (STEPS - THEIRS) * a_step.median
         clocks: dict[str, Any] = {"ours": _clock(ours), "theirs": _clock(theirs)}
-        note = COLUMN
         work = f"{rates} rates of {STEPS} steps, with start and compilation from an empty cache, {name}: {CELL}"
-        yield Row(work, f"{against}, in a process of its own", theirs / ours, "x as fast", ">= 10", **clocks, note=note)
+        yield Row(
+            work, f"{against}, in a process of its own", theirs / ours, "x as fast", ">= 10", **clocks, note=COLUMN
+        )
 
 
 def products() -> Iterator[Row]:

@@ -219,7 +219,10 @@ CLAIMS = (
             ),
             "gpu": Scale(
                 "configs/claims/selective_copying.py",
-                longer(20_000, "--config.data.seq_len=1040", "--config.data.task.data_tokens=16"),
+                longer(
+                    20_000, "--config.data.seq_len=1040", "--config.data.task.data_tokens=16",
+                    "--config.study.seeds=3", "--config.study.tune_seeds=1",
+                ),
                 reduced="1024 tokens instead of 4096, 20,000 steps instead of 400,000",
             ),
         },

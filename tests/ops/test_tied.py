@@ -46,6 +46,16 @@ def test_a_table_is_copied_only_where_rows_of_logits_are_whole_pages():
     assert "optimization_barrier" not in _text(*PLAIN)
 
 
+def test_the_gradient_to_a_table_of_whole_pages_is_compiled_as_a_product_by_rows():
+    (shape, table), width = PAGES, PAGES[1][1]
+    shapes = [jax.ShapeDtypeStruct(size, "float32") for size in (shape, table)]
+    gradient = jax.grad(lambda x, table: jnp.sin(tied(x, table)).sum(), argnums=1)
+    text = jax.jit(gradient).lower(*shapes).compile().as_text()
+    results = [line.split("=")[1].split("{")[0].strip() for line in text.splitlines() if " dot(" in line]
+    assert f"f32[{width},{table[0]}]" in results  # not folded with the transposition behind it
+    assert f"f32[{table[0]},{width}]" not in results
+
+
 def test_members_side_by_side_get_what_each_gets_alone(x64):
     generator = np.random.default_rng(1)
     x, table = (jnp.asarray(generator.normal(size=(3, *size))) for size in PAGES)
